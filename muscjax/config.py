@@ -1,0 +1,271 @@
+"""One frozen dataclass per stage; every field names the paper's symbol and the released default.
+
+``released()`` is what the authors' code computes and the default; ``paper()`` is the literal equations.
+All of them are hashable, so a configuration can be a static argument of ``jax.jit``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from muscjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    image_size: int = 224  # side of the image that the backbone sees, pixels
+    map_size: int | None = None  # H = W of XYZ, masks and maps; None: image_size, at most the XYZ's own side
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupConfig:
+    """Farthest points and iterative point grouping (III-A, Eq. 1-4)."""
+
+    groups: int = 1024  # G
+    group_size: int = 128  # K
+    initial_size: int = 80  # K_iter, also the number of points added per expansion
+    curvature_threshold: float = 0.01  # C_thr; at or above it the group is curved
+    expansion: Literal["released", "paper", "none"] = "released"
+    skip_origin: bool = True  # the CUDA op never selects points with |p|^2 <= 1e-3 after the first
+
+
+@dataclasses.dataclass(frozen=True)
+class SnamdConfig:
+    """Similarity neighbourhood aggregation with multiple degrees (III-B, Eq. 5-7)."""
+
+    degrees: tuple[int, ...] = (1, 3, 5)  # r
+    image: bool = True
+    points: bool = True
+    divide_by: Literal["weights", "count"] = "weights"  # Eq. 6 divides by the neighbourhood's size
+    combine_grid: Literal["mean", "pool"] = "mean"  # 2D degrees to C: plain mean, or concatenate and pool
+    zero_padding: bool = True  # 2D: cells outside the grid count as zero tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringConfig:
+    """Mutual scoring and the interval average (III-C, Eq. 8-9)."""
+
+    interval: float = 0.3  # X, share of the smallest reference distances that are averaged
+    average: Literal["interval", "mean"] = "interval"  # mean: over all references (ablation)
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    implementation: Literal["xla"] = "xla"
+    refine: bool = False  # recompute each winning pair directly
+
+
+@dataclasses.dataclass(frozen=True)
+class CaeConfig:
+    """Cross-modal anomaly enhancement (III-C, Eq. 10-11)."""
+
+    enabled: bool = True
+    confidence: bool = True  # lambda; False: 1 everywhere
+    rescale: Literal["rank", "range"] = "rank"  # rank matching, or per patch onto the own row's range
+    confidence_from: Literal["aligned", "rescaled"] = "aligned"
+    combine: Literal["rank_mean", "sum"] = "rank_mean"  # (org + rank_match(E)) / 2, or org + E
+
+
+@dataclasses.dataclass(frozen=True)
+class MapConfig:
+    neighbours: int = 3  # centres in the inverse-distance interpolation
+    blur: Literal["uint8", "float", "none"] = "uint8"  # uint8: Pillow's GaussianBlur(4), exactly
+
+
+@dataclasses.dataclass(frozen=True)
+class RsconConfig:
+    """Re-scoring with constrained neighbourhood (III-D, Eq. 12-15)."""
+
+    enabled: bool = True
+    windows: tuple[int, ...] = (1, 7)  # k, the sample itself counted
+    normalise: bool = True  # min-max over the set first
+    form: Literal["windows", "half"] = "windows"  # mean over k, or Eq. 15's (D^-1 (M o W) C + C) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class FpfhConfig:
+    """Fast point feature histograms (Rusu et al., ICRA 2009), the weight-free point backbone."""
+
+    unit: Literal["metres", "relative"] = "metres"  # relative: radii in units of the cloud's own radius
+    normal_radius: float = 0.004
+    normal_neighbours: int = 30
+    feature_radius: float = 0.010
+    feature_neighbours: int = 100
+    full_resolution: bool = False  # the sensor's own grid instead of the working one
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    memory_budget: int = 4 << 30  # bytes for one stage's arrays
+    subsets: int = 1  # g, parts that are scored apart
+    seed: int = 0  # of the subset draw, the only randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    preset: str = "released"
+    input: InputConfig = InputConfig()
+    ipg: GroupConfig = GroupConfig()
+    snamd: SnamdConfig = SnamdConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    cae: CaeConfig = CaeConfig()
+    maps: MapConfig = MapConfig()
+    rscon: RsconConfig = RsconConfig()
+    fpfh: FpfhConfig = FpfhConfig()
+    run: RunConfig = RunConfig()
+
+
+def released() -> Config:
+    """What the authors' released code computes; it produced the published tables."""
+    return Config()
+
+
+def paper() -> Config:
+    """The literal equations of arXiv 2511.10047."""
+    return Config(
+        preset="paper",
+        ipg=GroupConfig(expansion="paper", skip_origin=False),
+        snamd=SnamdConfig(divide_by="count", combine_grid="pool", zero_padding=False),
+        cae=CaeConfig(rescale="range", confidence_from="rescaled", combine="sum"),
+        maps=MapConfig(blur="float"),
+        rscon=RsconConfig(windows=(7,), normalise=False, form="half"),
+    )
+
+
+PRESETS = {"released": released, "paper": paper}
+
+
+def override(config: Config, *assignments: str) -> Config:
+    """Apply assignments such as ``"cae.confidence=false"`` or ``"snamd.degrees=[1,3]"``, in order.
+
+    The value is TOML; a bare word stands for a string.
+
+    Raises:
+        InputError: an unknown stage or field, or a value of another type; the message lists the choices.
+    """
+    for assignment in assignments:
+        key, found, text = assignment.partition("=")
+        if not found:
+            raise InputError(f"--set {assignment!r}: expected stage.field=value")
+        try:
+            value = tomllib.loads(f"v = {text.strip()}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        stage, _, field = key.strip().partition(".")
+        config = _merge(config, {stage: {field: value}} if field else {stage: value}, f"--set {assignment}")
+    return config
+
+
+def from_toml(path: str | Path) -> Config:
+    """Read a configuration file: an optional ``preset`` and one table per stage.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or names an unknown preset, stage or field.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from None
+    base = preset(tree.pop("preset", "released"))
+    return _merge(base, tree, str(path))
+
+
+def preset(name: str) -> Config:
+    """The preset of that name; InputError lists the names otherwise."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def _merge(config: Config, tree: dict[str, Any], where: str) -> Config:
+    stages = {field.name for field in dataclasses.fields(config)} - {"preset"}
+    for stage, values in tree.items():
+        if stage not in stages or not isinstance(values, dict):
+            raise InputError(
+                f"{where}: {stage!r} is no stage of the configuration; choose from {', '.join(sorted(stages))}"
+            )
+        current = getattr(config, stage)
+        kinds = typing.get_type_hints(type(current))
+        for name, value in values.items():
+            if name not in kinds:
+                raise InputError(
+                    f"{where}: {stage}.{name} is unknown; {stage} has {', '.join(sorted(kinds))}"
+                )
+            current = dataclasses.replace(
+                current, **{name: _typed(value, kinds[name], f"{where}: {stage}.{name}")}
+            )
+        config = dataclasses.replace(config, **{stage: current})
+    return _validated(config, where)
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """The value as the field's type, or InputError; an integer is welcome where a float is wanted."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise InputError(f"{where}: found {value!r}, expected one of {', '.join(map(str, arguments))}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return _typed(value, next(a for a in arguments if a is not types.NoneType), where)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_typed(item, arguments[0], where) for item in items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}: found {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _validated(config: Config, where: str) -> Config:
+    """Numbers that no stage could use are refused here, once."""
+    ipg, scoring = config.ipg, config.scoring
+    rules = (
+        (config.input.image_size >= 8, "input.image_size must be at least 8"),
+        (config.input.map_size is None or config.input.map_size >= 8, "input.map_size must be at least 8"),
+        (ipg.groups >= 1, "ipg.groups must be at least 1"),
+        (ipg.group_size >= 3, "ipg.group_size must be at least 3"),
+        (1 <= ipg.initial_size <= ipg.group_size, "ipg.initial_size must lie in 1..ipg.group_size"),
+        (0.0 < scoring.interval <= 1.0, "scoring.interval must lie in (0, 1]"),
+        (config.maps.neighbours >= 1, "maps.neighbours must be at least 1"),
+        (all(r >= 1 and r % 2 for r in config.snamd.degrees), "snamd.degrees must be odd and positive"),
+        (len(config.snamd.degrees) > 0, "snamd.degrees must not be empty"),
+        (len(config.rscon.windows) > 0, "rscon.windows must not be empty"),
+        (all(k >= 1 for k in config.rscon.windows), "rscon.windows must be positive"),
+        (config.run.subsets >= 1, "run.subsets must be at least 1"),
+        (config.run.memory_budget >= 64 << 20, "run.memory_budget must be at least 64 MiB"),
+        (config.fpfh.normal_radius > 0 and config.fpfh.feature_radius > 0, "fpfh radii must be positive"),
+        (
+            config.fpfh.normal_neighbours >= 3 and config.fpfh.feature_neighbours >= 3,
+            "fpfh needs at least 3 neighbours",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise InputError(f"{where}: {message}")
+    return config
+
+
+def parse_bytes(text: str) -> int:
+    """``"4GiB"``, ``"500 MB"`` or ``"1073741824"`` in bytes.
+
+    Raises:
+        InputError: no number, or an unknown unit.
+    """
+    units = {"": 1, "b": 1}
+    for power, prefix in enumerate("kmgt", start=1):
+        units |= {prefix + "ib": 1024**power, prefix + "b": 1000**power, prefix: 1024**power}
+    number = text.strip().rstrip("bBiIkKmMgGtT ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise InputError(
+            f"--memory-budget {text!r}: expected a number of bytes such as 4GiB or 500MB"
+        ) from None

@@ -1,0 +1,78 @@
+"""The reference form of the min-distance kernel: one matrix product, then its row and column minima.
+
+XLA keeps the product of one tile and reads it once or twice; what it may weigh is the caller's choice of
+tile. ``d(x, y)^2 = |x|^2 + |y|^2 - 2 x.y`` with the norms of the operands as the product sees them.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def as_operand(x: Array, precision: str) -> tuple[Array, lax.Precision]:
+    """The features rounded as the product will round them, and the product's precision."""
+    if precision == "float32":
+        return x, lax.Precision.HIGHEST
+    if precision == "tf32":
+        return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10), lax.Precision.HIGH
+    if precision == "bfloat16":
+        return x.astype(jnp.bfloat16), lax.Precision.DEFAULT
+    raise ValueError(f"precision {precision!r}: expected float32, tf32 or bfloat16")
+
+
+def _norms(operand: Array, valid: Array | None) -> Array:
+    wide = operand.astype(jnp.float32)
+    norms = jnp.sum(wide * wide, axis=-1)
+    return norms if valid is None else jnp.where(valid, norms, jnp.inf)
+
+
+def min_squared_distances(
+    queries: Array,
+    references: Array,
+    query_valid: Array | None = None,
+    reference_valid: Array | None = None,
+    *,
+    precision: str = "float32",
+    refine: bool = False,
+    columns: bool = True,
+) -> tuple[Array, Array | None]:
+    """Squared distance of every patch to the nearest patch of every sample of the other side.
+
+    Args:
+        queries: (A, M, C) float32.
+        references: (B, L, C) float32.
+        query_valid: (A, M) bool or None: patches that count as neighbours of the references.
+        reference_valid: (B, L) bool or None.
+        precision: "float32", "tf32" or "bfloat16" operands; float32 accumulation always.
+        refine: recompute the distance of each winning pair from the float32 features.
+        columns: also the minima the other way round.
+
+    Returns:
+        (A, M, B) float32 and (B, L, A) float32 or None; inf where a side has no valid patch.
+    """
+    q, level = as_operand(queries, precision)
+    r, _ = as_operand(references, precision)
+    product = jnp.einsum("amc,blc->ambl", q, r, precision=level, preferred_element_type=jnp.float32)
+    to_references = _norms(r, reference_valid)[None, None] - 2 * product  # d^2 less the query's own norm
+    rows = jnp.min(to_references, axis=3) + _norms(q, None)[:, :, None]
+    if refine:
+        rows = _refined(queries, references, rows, jnp.argmin(to_references, axis=3))
+    if not columns:
+        return jnp.maximum(rows, 0), None
+    to_queries = _norms(q, query_valid)[:, :, None, None] - 2 * product
+    cols = jnp.moveaxis(jnp.min(to_queries, axis=1), 0, -1) + _norms(r, None)[:, :, None]
+    if refine:
+        cols = _refined(references, queries, cols, jnp.moveaxis(jnp.argmin(to_queries, axis=1), 0, -1))
+    return jnp.maximum(rows, 0), jnp.maximum(cols, 0)
+
+
+def _refined(queries: Array, references: Array, least: Array, index: Array) -> Array:
+    """(A, M, B) squared distances of the pairs (a, m) and (b, index[a, m, b]), computed directly."""
+
+    def against(reference: Array, winners: Array) -> Array:  # (L, C), (A, M) -> (A, M)
+        difference = queries - reference[winners]
+        return jnp.sum(difference * difference, axis=-1)
+
+    exact = lax.map(lambda pair: against(*pair), (references, jnp.moveaxis(index, -1, 0)))
+    return jnp.where(jnp.isinf(least), jnp.inf, jnp.moveaxis(exact, 0, -1))

@@ -1,0 +1,356 @@
+"""The composition: scans to features, features to patch scores, patch scores to maps and scan scores.
+
+All batching lives here. The stages come in as functions, so a variant of the method replaces one argument.
+Sizes are padded to buckets (``geometry.bucket_size``) for samples and for points alike, so that runs over
+sets of similar size share their compiled programs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from muscjax import cae, geometry, maps, rscon, scoring
+from muscjax.config import Config, released
+from muscjax.errors import InputError
+from muscjax.extract import (
+    CLOUD_BATCH,
+    Progress,
+    batches_by_size,
+    extract_images,
+    extract_points,
+    grid_of,
+    silent,
+    stack,
+)
+from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
+
+_AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
+_SAMPLE_BUCKET = 8
+
+
+class Extracted(NamedTuple):
+    """Features of all samples and the groups that the point features belong to (leaves on the host)."""
+
+    features: Features
+    groups: PointGroups | None
+
+
+@functools.partial(
+    jax.jit, static_argnames=("plan", "scoring_config", "cae_config", "grid_hw", "map_hw", "fuse", "average")
+)
+def score_stage(
+    image: Array | None,
+    points: Array | None,
+    groups: PointGroups | None,
+    count: Array,
+    *,
+    plan: scoring.Plan,
+    scoring_config: Any,
+    cae_config: Any,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    fuse: Callable,
+    average: Callable,
+) -> tuple[Array | None, Array | None]:
+    """Patch scores of one stage: (N, M, C), (N, G, C) -> (N, M), (N, G); either modality may be None."""
+    fraction = scoring_config.interval
+
+    def statistics(image_rows, point_rows, ref_valid, ids):
+        own = None if groups is None else jax.tree.map(lambda leaf: leaf[ids], groups)
+        if image_rows is not None and point_rows is not None and cae_config.enabled:
+            assert groups is not None and own is not None and grid_hw is not None
+            has_points = jnp.any(groups.valid, axis=1)
+            both = ref_valid & has_points[None] & has_points[ids][:, None]
+            patch = maps.patch_of_pixel(own.pixel, map_hw, grid_hw)
+            image_rows, point_rows = lax.map(
+                lambda sample: fuse(*sample, cae_config), (image_rows, point_rows, patch, own.valid, both)
+            )
+        scored = [
+            None if rows is None else average(rows, fraction, ref_valid[:, None])
+            for rows in (image_rows, point_rows)
+        ]
+        if scored[1] is not None and own is not None:
+            scored[1] = jnp.where(own.valid, scored[1], 0)
+        return tuple(scored)
+
+    return scoring.map_rows(
+        image,
+        points,
+        statistics,
+        plan=plan,
+        points_valid=None if groups is None else groups.valid,
+        count=count,
+        precision=scoring_config.precision,
+        implementation=scoring_config.implementation,
+        refine=scoring_config.refine,
+    )
+
+
+def score(
+    features: Features,
+    groups: PointGroups | None,
+    config: Config,
+    *,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    fuse: Callable = cae.enhance,
+    average: Callable | None = None,
+    progress: Progress = silent,
+) -> PatchScores:
+    """Mutual scoring of all stages: their mean, and the feature of each sample's most salient patch.
+
+    Args:
+        features: (S, N, M, C) and (S or 1, N, G, C); either may be None.
+        groups: leading axis N, with the point features.
+        grid_hw: the patch grid of the image features.
+        map_hw: the working size that ``groups.pixel`` counts in.
+        fuse: the stage that ``cae.enhance`` is. average: the stage that ``scoring.interval_average`` is.
+
+    Raises:
+        InputError: fewer than two samples, or a memory budget that cannot hold one sample's rows.
+    """
+    given = [x for x in (features.image, features.points) if x is not None]
+    n, stages = given[0].shape[1], max(len(x) for x in given)
+    if n < 2:
+        raise InputError(f"mutual scoring needs at least two scans, found {n}")
+    average = average or _AVERAGES[config.scoring.average]
+    size = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
+    try:
+        plan = scoring.plan(size, tuple(x.shape[2] for x in given), memory_budget=config.run.memory_budget)
+    except ValueError as error:
+        raise InputError(f"run.memory_budget: {error}") from None
+    padded_groups = None if groups is None else jax.tree.map(lambda leaf: _pad(leaf, size), groups)
+    totals: list[Any] = [None, None]
+    for stage in range(stages):
+        found = score_stage(
+            *(None if x is None else _pad(x[min(stage, len(x) - 1)], size) for x in features_of(features)),
+            padded_groups,
+            jnp.asarray(n, jnp.int32),
+            plan=plan,
+            scoring_config=config.scoring,
+            cae_config=config.cae,
+            grid_hw=grid_hw,
+            map_hw=map_hw,
+            fuse=fuse,
+            average=average,
+        )
+        for side, scores in enumerate(found):
+            if scores is not None:
+                totals[side] = scores[:n] / stages + (0 if totals[side] is None else totals[side])
+        jax.block_until_ready(found)
+        progress(f"{plan.kind} scoring", stage + 1, stages)
+    salient = [
+        x[max(len(x) - 2, 0), np.arange(n), np.argmax(np.asarray(total), axis=1)]
+        for x, total in zip(features_of(features), totals, strict=True)
+        if x is not None
+    ]
+    return PatchScores(totals[0], totals[1], jnp.concatenate([jnp.asarray(s) for s in salient], axis=1))
+
+
+def features_of(features: Features) -> tuple[Array | None, Array | None]:
+    return features.image, features.points
+
+
+def _pad(array: Any, size: int) -> Any:
+    """Zeros (False) up to ``size`` samples along the first axis."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+
+
+def subset_ids(n: int, parts: int, seed: int) -> list[np.ndarray]:
+    """A random division of ``n`` samples into balanced parts of at least two, each part ascending.
+
+    Raises:
+        InputError: a part would hold fewer than two samples.
+    """
+    if n < 2 * parts:
+        raise InputError(f"run.subsets: {parts} parts of {n} scans would hold fewer than two scans each")
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(part) for part in np.array_split(order, parts)]
+
+
+def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> PatchScores:
+    """``score`` within each of ``config.run.subsets`` random parts; the parts' scores are pooled."""
+    features, groups = extracted
+    n = next(x for x in features_of(features) if x is not None).shape[1]
+    if config.run.subsets == 1:
+        return score(features, groups, config, **keywords)
+    parts = subset_ids(n, config.run.subsets, config.run.seed)
+    order = np.argsort(np.concatenate(parts))
+    scored = []
+    for ids in parts:
+        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)))
+        of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
+        scored.append(score(chosen, of_part, config, **keywords))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *scored)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw"))
+def _map_batch(
+    image: Array | None,
+    points: Array | None,
+    clouds: Cloud | None,
+    groups: PointGroups | None,
+    *,
+    config: Any,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+) -> Array:
+    def one(sample) -> Array:
+        image_scores, point_scores, cloud, group = sample
+        total = jnp.zeros(map_hw, jnp.float32)
+        if image_scores is not None:
+            assert grid_hw is not None
+            total += maps.upsample_grid(image_scores.reshape(grid_hw), map_hw)
+        if point_scores is not None:
+            values = maps.interpolate_points(
+                point_scores,
+                group.centers,
+                group.valid,
+                cloud.points,
+                cloud.valid,
+                neighbours=config.neighbours,
+            )
+            spread = maps.scatter_to_grid(values, cloud.pixel, cloud.valid, map_hw)
+            total += maps.blur(spread, form=config.blur)
+        return total
+
+    return lax.map(one, (image, points, clouds, groups))
+
+
+def finish(
+    patch_scores: PatchScores,
+    clouds: Sequence[Cloud] | None,
+    groups: PointGroups | None,
+    config: Config,
+    *,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    rescore: Callable = rscon.rescore,
+    progress: Progress = silent,
+) -> Detection:
+    """Anomaly maps at working size, their maxima, and the scan scores after re-scoring.
+
+    Args:
+        patch_scores: from ``score``.
+        clouds, groups: of the N samples, with point scores.
+        rescore: the stage that ``rscon.rescore`` is.
+    """
+    n = len(patch_scores.salient)
+    with_points = patch_scores.points is not None
+    assert not with_points or clouds is not None
+    batches = (
+        batches_by_size(clouds, CLOUD_BATCH)
+        if with_points and clouds is not None
+        else [list(range(k, min(k + 8, n))) for k in range(0, n, 8)]
+    )
+    size = CLOUD_BATCH if with_points else 8
+    image, points = (None if x is None else np.asarray(x) for x in (patch_scores.image, patch_scores.points))
+    out = np.empty((n, *map_hw), np.float32)
+    done = 0
+    for ids in batches:
+        padded = np.asarray(ids + ids[-1:] * (size - len(ids)))
+        made = _map_batch(
+            None if image is None else image[padded],
+            None if points is None else points[padded],
+            stack([clouds[i] for i in padded]) if with_points and clouds is not None else None,
+            jax.tree.map(lambda leaf, p=padded: leaf[p], groups) if with_points else None,
+            config=config.maps,
+            grid_hw=grid_hw,
+            map_hw=map_hw,
+        )
+        out[ids] = np.asarray(made)[: len(ids)]
+        done += len(ids)
+        progress("maps", done, n)
+    highest = jnp.asarray(out.reshape(n, -1).max(axis=1))
+    pred = highest
+    if config.rscon.enabled:
+        pad = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
+        pred = rescore(
+            _pad(np.asarray(highest), pad),
+            _pad(np.asarray(patch_scores.salient), pad),
+            windows=config.rscon.windows,
+            normalise=config.rscon.normalise,
+            form=config.rscon.form,
+            valid=np.arange(pad) < n,
+        )[:n]
+    return Detection(jnp.asarray(out), pred, highest, patch_scores)
+
+
+def detect(
+    images: Sequence[Any] | Array | None = None,
+    clouds: Sequence[Cloud] | Any | None = None,
+    *,
+    image_backbone: Callable[[Array], Array] | None = None,
+    point_backbone: Callable[[Cloud, PointGroups], Array] | None = None,
+    config: Config | None = None,
+    fuse: Callable = cae.enhance,
+    average: Callable | None = None,
+    rescore: Callable = rscon.rescore,
+    progress: Progress = silent,
+) -> Detection:
+    """Anomaly maps and scores of a set of unlabeled scans, each scored by all the others.
+
+    Args:
+        images: (N, H, W, 3) uint8 or float32 in [0, 1], or a lazy sequence of such rows; None: points only.
+        clouds: N ``Cloud`` objects, or an array (N, H, W, 3) of organised XYZ in metres (0 = no point);
+            None: images only. Their pixels count in the working size ``config.input.map_size``, which
+            defaults to the XYZ array's side, else to ``config.input.image_size``.
+        image_backbone: (B, H, W, 3) -> (S, B, M, C). point_backbone: (cloud, groups) -> (S, G, C).
+        config: ``released()`` when None.
+        fuse, average, rescore: replacements for ``cae.enhance``, ``scoring.interval_average``,
+            ``rscon.rescore``.
+        progress: called as (stage, done, total).
+
+    Raises:
+        InputError: fewer than two scans, no modality, unequal counts, or a modality without its backbone.
+    """
+    config = released() if config is None else config
+    _check(images, clouds, image_backbone, point_backbone)
+    map_hw = _map_size(images, clouds, config)
+    if clouds is not None and not isinstance(clouds[0], Cloud):
+        clouds = [geometry.cloud_from_xyz(np.asarray(xyz)) for xyz in clouds]
+    image = points = groups = grid_hw = None
+    if images is not None and image_backbone is not None:
+        image = extract_images(images, image_backbone, config, progress=progress)
+        grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
+    if clouds is not None and point_backbone is not None:
+        points, groups = extract_points(clouds, point_backbone, config, progress=progress)
+    shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw, "progress": progress}
+    extracted = Extracted(Features(image, points), groups)
+    scored = score_subsets(extracted, config, fuse=fuse, average=average, **shape)
+    return finish(scored, clouds, groups, config, rescore=rescore, **shape)
+
+
+def _check(images: Any, clouds: Any, image_backbone: Any, point_backbone: Any) -> None:
+    if images is None and clouds is None:
+        raise InputError("detect: found neither images nor clouds")
+    for name, data, backbone in (
+        ("image", images, image_backbone), ("point", clouds, point_backbone)
+    ):  # fmt: skip
+        if data is not None and backbone is None:
+            raise InputError(f"detect: {name} data needs {name}_backbone")
+        if data is not None and len(data) < 2:
+            raise InputError(f"mutual scoring needs at least two scans, found {len(data)}")
+    if images is not None and clouds is not None and len(images) != len(clouds):
+        raise InputError(f"detect: found {len(images)} images and {len(clouds)} clouds, expected as many")
+
+
+def _map_size(images: Any, clouds: Any, config: Config) -> tuple[int, int]:
+    if clouds is not None and not isinstance(clouds[0], Cloud):
+        h, w = np.shape(clouds[0])[:2]
+        return h, w
+    if config.input.map_size is not None:
+        return config.input.map_size, config.input.map_size
+    if images is not None and clouds is None:
+        h, w = np.shape(images[0:1])[1:3]
+        return h, w
+    return config.input.image_size, config.input.image_size

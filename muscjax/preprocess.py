@@ -1,0 +1,328 @@
+"""Plane removal and largest cluster of a raw scan (METHOD section 0), and a cache of the result.
+
+NumPy and SciPy only. Everything here is deterministic: the one random draw, RANSAC's, comes from its
+own generator with a fixed seed. Nothing is ever written into the data set; results are cached by the
+content of the file, outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+BORDER = 10 / 400  # width of the border that is taken for ground, as a share of the shorter side
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """Numbers of the MVTec 3D-AD preprocessing; metres. ``version`` changes when the algorithm does."""
+
+    inlier_m: float = 0.004
+    sample: int = 50
+    iterations: int = 1000
+    plane_m: float = 0.005
+    eps_m: float = 0.006
+    min_points: int = 30
+    min_support: float = 0.3  # share of the border that must lie in the plane; ours
+    seed: int = 0
+    version: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreground:
+    """What ``find_foreground`` says about one scan."""
+
+    mask: np.ndarray  # (H, W) bool, pixels of the object
+    note: str  # "" or why a step was skipped, one line
+
+
+def valid_points(xyz: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (H, W) bool: pixels with a depth, all three raw coordinates non-zero."""
+    return (xyz != 0).all(axis=-1)
+
+
+def plane(xyz: np.ndarray, *, config: CleanConfig = CleanConfig()) -> tuple[np.ndarray | None, str]:
+    """The ground plane by RANSAC on the border of an organised scan.
+
+    Args:
+      xyz: (H, W, 3) metres, 0 where there is no depth.
+      config: inlier distance, points per hypothesis, hypotheses, seed.
+
+    Returns:
+      ``(equation, "")`` with equation (4,) float64, unit normal n and offset d of n·p + d = 0; or
+      ``(None, reason)`` where the border holds no plane, as in a scan that is clean already.
+
+    Hypotheses are total least squares planes through ``config.sample`` border points, drawn with
+    replacement; the one with the most inliers wins, the smaller squared residual among equals, and is
+    fitted once more to its inliers, as Open3D's ``segment_plane`` does.
+    """
+    height, width = xyz.shape[:2]
+    band = max(1, round(BORDER * min(height, width)))
+    border = valid_points(xyz)
+    border[band : height - band, band : width - band] = False
+    points = xyz[border].astype(np.float64)
+    if len(points) < config.sample:
+        return None, f"border of {band} pixels holds {len(points)} points, a plane needs {config.sample}"
+    origin = points.mean(axis=0)
+    points -= origin
+    rng = np.random.default_rng(config.seed)
+    drawn = points[rng.integers(len(points), size=(config.iterations, config.sample))]
+    center = drawn.mean(axis=1)
+    offset = drawn - center[:, None]
+    spread, axes = np.linalg.eigh(np.swapaxes(offset, 1, 2) @ offset)
+    normal = axes[:, :, 0]
+    # a line of points leaves the plane around it undetermined
+    usable = spread[:, 1] > 1e-12 * spread[:, 2]
+    if not usable.any():
+        return None, "border points lie on one line"
+    normal = normal[usable]
+    shift = -(normal * center[usable]).sum(axis=1)
+    count = np.concatenate(
+        [
+            np.count_nonzero(np.abs(_signed(points, n, d)) < config.inlier_m, axis=1)
+            for n, d in zip(_blocks(normal), _blocks(shift), strict=True)
+        ]
+    )
+    tied = np.flatnonzero(count == count.max())
+    distance = np.abs(_signed(points, normal[tied], shift[tied]))
+    inlier = distance < config.inlier_m
+    best = np.argmin(np.where(inlier, np.square(distance), 0).sum(axis=1))
+    support = count.max() / len(points)
+    if support < config.min_support:
+        return None, f"no plane on the border: the best one holds {100 * support:.0f} % of its points"
+    member = points[inlier[best]]
+    center = member.mean(axis=0)
+    normal = np.linalg.eigh((member - center).T @ (member - center))[1][:, 0]
+    normal = normal * (np.sign(normal[np.argmax(np.abs(normal))]))
+    return np.append(normal, -normal @ (center + origin)), ""
+
+
+def _blocks(array: np.ndarray, size: int = 64) -> list[np.ndarray]:
+    """Rows in pieces: distances of 64 planes stay in the processor's cache, those of 1000 do not."""
+    return [array[start : start + size] for start in range(0, len(array), size)]
+
+
+def _signed(points: np.ndarray, normal: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Signed distances (I, Q) float32 of points (Q, 3) from planes (I, 3), (I,)."""
+    distance = normal.astype(np.float32) @ points.T.astype(np.float32)
+    distance += shift.astype(np.float32)[:, None]
+    return distance
+
+
+def largest_cluster(points: np.ndarray, *, eps: float, min_points: int) -> np.ndarray:
+    """(Q, 3) -> (Q,) bool: DBSCAN's largest cluster, exactly; all False where every point is noise.
+
+    Points with at least ``min_points`` neighbours within ``eps``, themselves counted, are core points;
+    core points within ``eps`` are one cluster; another point belongs to the cluster of a core point
+    within ``eps``, to the one that starts first in the list where there are several. The first of
+    equally large clusters is taken. The same as scikit-learn's DBSCAN followed by a count of labels.
+
+    Cells of side eps/√3 make it fast: all points of a cell are neighbours, so a cell with
+    ``min_points`` is all core, and clusters are formed by cells, not points (Gunawan, 2013).
+    """
+    from scipy.spatial import cKDTree
+
+    count = len(points)
+    if count == 0:
+        return np.zeros(0, bool)
+    points = np.ascontiguousarray(points, np.float64)
+    # a hair less than eps/√3, so that rounding cannot place two distant points in one cell
+    cell = np.floor((points - points.min(axis=0)) / (eps / np.sqrt(3) * (1 - 1e-9))).astype(np.int64)
+    cells, member, size = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
+    member = member.reshape(-1)
+    tree = cKDTree(points)
+    bound = np.nextafter(eps, np.inf)
+    core = size[member] >= min_points
+    sparse = np.flatnonzero(~core)
+    near = np.zeros((0, min_points), np.int64)
+    if len(sparse):
+        distance, near = tree.query(points[sparse], k=range(1, min_points + 1), distance_upper_bound=bound)
+        full = np.isfinite(distance[:, -1])
+        core[sparse[full]] = True
+        sparse, near = sparse[~full], near[~full]
+    if not core.any():
+        return np.zeros(count, bool)
+
+    component = _cell_components(points, cells, member, core, eps)[member]
+    label = np.full(count + 1, count, np.int64)  # the last entry stands for "no neighbour"
+    first = np.full(len(cells), count, np.int64)
+    index = np.flatnonzero(core)
+    np.minimum.at(first, component[index], index)
+    # the number of a cluster is its first core point, which is the order in which clusters start
+    label[index] = first[component[index]]
+    if len(sparse):
+        label[sparse] = np.where(core[near.clip(max=count - 1)] & (near < count), label[near], count).min(
+            axis=1
+        )
+    return label[:-1] == np.argmax(np.bincount(label[label < count], minlength=1))
+
+
+def _cell_components(
+    points: np.ndarray, cells: np.ndarray, member: np.ndarray, core: np.ndarray, eps: float
+) -> np.ndarray:
+    """The connected component of each cell; two cells are joined by core points within ``eps``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial.distance import cdist
+
+    total = len(cells)
+    index = np.flatnonzero(core)
+    index = index[np.argsort(member[index], kind="stable")]
+    bounds = np.searchsorted(member[index], np.arange(total + 1))
+    inhabited = np.flatnonzero(np.diff(bounds))
+    inside = {i: points[index[bounds[i] : bounds[i + 1]]] for i in inhabited.tolist()}
+
+    def joined(a: np.ndarray, b: np.ndarray) -> bool:
+        # the two points that face each other settle nearly every pair of neighbouring cells
+        facing_a = a[np.argmin(np.square(a - b.mean(axis=0)).sum(axis=1))]
+        facing_b = b[np.argmin(np.square(b - a.mean(axis=0)).sum(axis=1))]
+        if np.square(facing_a - facing_b).sum() <= eps * eps:
+            return True
+        for _ in range(2):
+            outside = np.maximum(np.maximum(b.min(axis=0) - a, a - b.max(axis=0)), 0)
+            a, b = b, a[np.square(outside).sum(axis=1) <= eps * eps * (1 + 1e-9)]
+            if len(b) == 0:
+                return False
+        return bool(cdist(a, b, "sqeuclidean").min() <= eps * eps)
+
+    extent = cells.max(axis=0) + 5
+    strides = np.array([extent[1] * extent[2], extent[2], 1])
+    key = (cells + 2) @ strides
+    steps = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    steps = steps[steps @ strides > 0]
+    steps = steps[np.argsort(np.square(steps).sum(axis=1), kind="stable")]
+    edges: list[tuple[int, int]] = []
+    component = np.arange(total)
+    for step in steps:
+        target = key[inhabited] + step @ strides
+        place = np.searchsorted(key, target).clip(max=total - 1)
+        found = (key[place] == target) & np.isin(place, inhabited)
+        pairs = np.stack([inhabited[found], place[found]], axis=1)
+        pairs = pairs[component[pairs[:, 0]] != component[pairs[:, 1]]]
+        new = [(i, j) for i, j in pairs.tolist() if joined(inside[i], inside[j])]
+        if new:
+            edges += new
+            rows, columns = np.array(edges).T
+            graph = coo_array((np.ones(len(edges), np.int8), (rows, columns)), shape=(total, total))
+            component = connected_components(graph, directed=False)[1]
+    return component
+
+
+def find_foreground(xyz: np.ndarray, *, config: CleanConfig = CleanConfig()) -> Foreground:
+    """The object of a raw organised scan: points off the ground plane, largest cluster.
+
+    Args:
+      xyz: (H, W, 3) metres, 0 where there is no depth.
+      config: distances in metres; the defaults are those of the MVTec 3D-AD preprocessing.
+
+    Returns:
+      The mask (H, W) and a note. A border without a plane means that the scan is clean already, or no
+      scan of something on a ground: then every valid point is foreground and the note says why. Where
+      the points off the plane form no cluster at all they are kept as they are.
+    """
+    valid = valid_points(xyz)
+    equation, reason = plane(xyz, config=config)
+    if equation is None:
+        return Foreground(valid, f"plane removal skipped: {reason}")
+    normal = equation[:3].astype(np.float32)
+    mask = valid & (np.abs(xyz @ normal + np.float32(equation[3])) >= config.plane_m)
+    if not mask.any():
+        return Foreground(mask, f"no point is more than {1000 * config.plane_m:g} mm off the ground plane")
+    member = largest_cluster(xyz[mask], eps=config.eps_m, min_points=config.min_points)
+    if not member.any():
+        return Foreground(mask, "largest cluster skipped: the points off the ground plane are all isolated")
+    mask[mask] = member
+    return Foreground(mask, "")
+
+
+def foreground(xyz: np.ndarray, *, config: CleanConfig = CleanConfig()) -> np.ndarray:
+    """The mask of ``find_foreground``: (H, W, 3) metres -> (H, W) bool."""
+    return find_foreground(xyz, config=config).mask
+
+
+def pad_to_square(hw: tuple[int, int], *, multiple: int = 100) -> tuple[int, int, int, int]:
+    """Zeros to add at (top, bottom, left, right) for a centred square whose side is a multiple.
+
+    A square stays as it is, whatever its side: rounding it up would only add a black frame, and no
+    square category of MVTec 3D-AD has a side that is not a multiple of 100.
+    """
+    height, width = hw
+    if height == width:
+        return (0, 0, 0, 0)
+    side = -(-max(hw) // multiple) * multiple
+    top, left = (side - height) // 2, (side - width) // 2
+    return (top, side - height - top, left, side - width - left)
+
+
+def cache_root() -> Path:
+    """``$MUSCJAX_CACHE``, or ``~/.cache/muscjax``; it need not exist."""
+    return Path(os.environ.get("MUSCJAX_CACHE") or Path.home() / ".cache" / "muscjax")
+
+
+def cached_foreground(
+    content: bytes,
+    read: Callable[[], np.ndarray],
+    *,
+    units: str = "auto",
+    cache_dir: Path | None = None,
+    config: CleanConfig = CleanConfig(),
+) -> Foreground:
+    """``find_foreground(read())``, remembered by the content of the scan's file.
+
+    Args:
+      content: the bytes of the file; with ``units`` and ``config`` they name the cache entry.
+      read: gives the scan (H, W, 3) in metres; called only when the entry is missing or unusable.
+      units: as the file was told to be read.
+      cache_dir: root of the cache; None means ``cache_root()``. Entries lie in ``foreground`` below it.
+
+    An entry is written under a temporary name and renamed, so that concurrent runs never see half a file.
+    One that cannot be read is computed anew and replaced. A cache that cannot be written is said in the
+    note, and costs time only.
+    """
+    digest = hashlib.sha256(content)
+    digest.update(f"{units} {config}".encode())
+    path = (cache_dir or cache_root()) / "foreground" / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
+    entry = _read_entry(path)
+    if entry is not None:
+        return entry
+    found = find_foreground(read(), config=config)
+    try:
+        _write_entry(path, found)
+    except OSError as error:
+        note = f"cache not written: {path.parent}: {error.strerror or error}"
+        return dataclasses.replace(found, note="; ".join(filter(None, (found.note, note))))
+    return found
+
+
+def _read_entry(path: Path) -> Foreground | None:
+    try:
+        with np.load(path, allow_pickle=False) as entry:
+            height, width = (int(side) for side in entry["shape"])
+            mask = np.unpackbits(entry["bits"], count=height * width).astype(bool).reshape(height, width)
+            return Foreground(mask, str(entry["note"]))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def _write_entry(path: Path, found: Foreground) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, shape=np.array(found.mask.shape), bits=np.packbits(found.mask), note=np.array(found.note)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getvalue())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

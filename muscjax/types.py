@@ -1,0 +1,98 @@
+"""The data that flows between stages: frozen pytrees, shapes in the field comments.
+
+Letters as in the paper and in every docstring of the package: ``N`` samples, ``S`` stages (tapped
+backbone blocks), ``M`` 2D patches (an h·w grid), ``G`` 3D groups, ``K`` points in a group, ``P`` points
+of a cloud, ``C`` channels, ``R`` reference samples, ``H, W`` the working size of maps, masks and XYZ.
+
+A type is written for one sample. A batch is the same type whose leaves have a leading axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import dataclass_transform
+
+import jax
+
+Array = jax.Array
+
+
+@dataclass_transform(frozen_default=True)
+def _pytree(cls):
+    """A frozen dataclass that JAX traverses; every field is a leaf or ``None``."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    return jax.tree_util.register_dataclass(cls)
+
+
+@_pytree
+class Surface:
+    """A cloud at the sensor's own resolution, for descriptors that want every point."""
+
+    points_m: Array  # (Q, 3) float32, metres, camera frame; 0 where not valid
+    valid: Array  # (Q,) bool
+    pixel: Array  # (Q,) int32, flat pixel of the sensor grid, raster order
+    row: Array  # (P,) int32, the surface point that each working point is
+
+
+@_pytree
+class Cloud:
+    """The foreground of one scan at working size, in raster order, padded to a bucket of sizes."""
+
+    points_m: Array  # (P, 3) float32, metres, camera frame; 0 where not valid
+    points: Array  # (P, 3) float32, centroid at 0 and farthest point at distance 1; 0 where not valid
+    valid: Array  # (P,) bool; valid points come first
+    pixel: Array  # (P,) int32, flat pixel of the H·W working grid; 0 where not valid
+    surface: Surface | None = None
+
+
+@_pytree
+class PointGroups:
+    """Local groups of a cloud (section III-A): centres and the points around them."""
+
+    indices: Array  # (G, K) int32, rows of the cloud; repeats are allowed
+    centers: Array  # (G, 3) float32, normalised coordinates
+    center_index: Array  # (G,) int32, row of the cloud
+    curvature: Array  # (G,) float32, smallest eigenvalue share of the neighbourhood
+    pixel: Array  # (G,) int32, flat working pixel of the centre
+    valid: Array  # (G,) bool; False where the cloud had no further distinct point
+
+
+@_pytree
+class Features:
+    """Pooled features of all samples, ready for mutual scoring."""
+
+    image: Array | None  # (S, N, M, C) float32
+    points: Array | None  # (S or 1, N, G, C) float32; one stage is used for every image stage
+
+
+@_pytree
+class PatchScores:
+    """Stage means of the patch scores, and the feature of the most salient patch."""
+
+    image: Array | None  # (N, M) float32
+    points: Array | None  # (N, G) float32, 0 where the group is not valid
+    salient: Array  # (N, D) float32, [2D | 3D] feature at the highest patch (group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """How a scan was brought to working size; hashable, so that undoing it can be compiled.
+
+    The source is padded with zeros by ``pad`` = (top, bottom, left, right), then cut to ``crop`` =
+    (top, left, height, width) of the padded image (None: all of it), then resized to ``working_hw``.
+    """
+
+    source_hw: tuple[int, int]
+    working_hw: tuple[int, int]
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    crop: tuple[int, int, int, int] | None = None
+
+
+@_pytree
+class Detection:
+    """What a run says about each scan; field names follow anomalib's."""
+
+    anomaly_map: Array  # (N, H, W) float32, higher is more anomalous
+    pred_score: Array  # (N,) float32, after RsCon
+    map_max: Array  # (N,) float32, the maximum of each map: the score before normalisation and RsCon
+    patch_scores: PatchScores
