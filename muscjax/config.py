@@ -15,10 +15,14 @@ from typing import Any, Literal
 
 from muscjax.errors import InputError
 
+DEFAULT_IMAGE_SIZE = 224  # where neither the user nor a backbone says otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    image_size: int = 224  # side of the image that the backbone sees, pixels
+    image_size: int | None = (
+        None  # side of the image that the backbone sees, pixels; None: the backbone's own
+    )
     map_size: int | None = None  # H = W of XYZ, masks and maps; None: image_size, at most the XYZ's own side
 
 
@@ -186,7 +190,7 @@ def _merge(config: Config, tree: dict[str, Any], where: str) -> Config:
     for stage, values in tree.items():
         if stage not in stages or not isinstance(values, dict):
             raise InputError(
-                f"{where}: {stage!r} is no stage of the configuration; choose from {', '.join(sorted(stages))}"
+                f"{where}: {stage!r} is no stage of the configuration; choose {', '.join(sorted(stages))}"
             )
         current = getattr(config, stage)
         kinds = typing.get_type_hints(type(current))
@@ -227,7 +231,10 @@ def _validated(config: Config, where: str) -> Config:
     """Numbers that no stage could use are refused here, once."""
     ipg, scoring = config.ipg, config.scoring
     rules = (
-        (config.input.image_size >= 8, "input.image_size must be at least 8"),
+        (
+            config.input.image_size is None or config.input.image_size >= 8,
+            "input.image_size must be at least 8",
+        ),
         (config.input.map_size is None or config.input.map_size >= 8, "input.map_size must be at least 8"),
         (ipg.groups >= 1, "ipg.groups must be at least 1"),
         (ipg.group_size >= 3, "ipg.group_size must be at least 3"),

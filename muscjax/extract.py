@@ -36,7 +36,7 @@ def _traceable(backbone: Any) -> Any:
 @functools.partial(jax.jit, static_argnames=("config", "pool"))
 def _image_batch(backbone: Any, images: Array, *, config: Any, pool: Callable) -> Array:
     tokens = backbone(images)  # (S, B, M, C)
-    stages, batch, m, c = tokens.shape
+    batch, m, c = tokens.shape[1:]
     h, w = grid_of(m, images.shape[1:3])
     pooled = jax.vmap(jax.vmap(lambda grid: pool(grid.reshape(h, w, c), config)))(tokens)
     return jnp.moveaxis(pooled, 2, 1).reshape(-1, batch, m, c)  # levels of a stage become stages

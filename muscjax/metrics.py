@@ -1,9 +1,7 @@
 """How good the scores and the maps are, where ground truth exists: AUROC, F1-max, AP and two AUPROs.
 
-Everything about a set of pixels follows from one sorted array of the scores off the defects and from the
-distinct scores on them (`_Curve`): every pixel is sorted once, and ties are exact, because a threshold never
-falls between equal scores. NumPy on the host; maps may come as one array (N, H, W) or as a sequence of arrays
-(H_i, W_i) of different sizes. A mask's non-zero pixels are defect.
+NumPy on the host; every pixel is sorted once for all metrics (`muscjax.curves`). Maps may come as one array
+(N, H, W) or as a sequence of arrays (H_i, W_i) of different sizes. A mask's non-zero pixels are defect.
 
 A metric that the data do not define (no defect, nothing but defects) is ``None``, and ``"reasons"`` of the
 result says why in words. No function returns NaN.
@@ -14,110 +12,209 @@ The two AUPROs (`aupro`) differ by a definition, not by an error: ``musc`` repro
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from muscjax.curves import (
+    FORMULAS,
+    MUSC_STEPS,
+    Curve,
+    Stack,
+    curve_of,
+    even_weights,
+    finite,
+    hits_per_scan,
+    pairs,
+    pixel_curve,
+)
 from muscjax.errors import InputError
+from muscjax.intervals import bootstrap, chance_band
 
-# Plain lists keep scans of different sizes possible.
-Stack = np.ndarray | Sequence[np.ndarray]
 Metrics = dict[str, Any]
 
-MUSC_STEPS = 200
 PIXEL = ("auroc", "f1_max", "ap", "aupro_musc", "aupro_mvtec")
 IMAGE = ("auroc", "f1_max", "ap")
 
-
-@dataclasses.dataclass(frozen=True)
-class _Curve:
-    """A set of scores, reduced to the D distinct scores of its defect members, highest first."""
-
-    negatives: np.ndarray  # (n,) scores off the defects, ascending
-    scores: np.ndarray  # (D,) distinct scores on the defects, descending
-    hits: np.ndarray  # (D,) int64, defect members at or above the score
-    overlap: np.ndarray  # (D,) float64, covered share of a region at or above the score, mean over regions
-    above: np.ndarray  # (D,) int64, negatives above the score
-    at_least: np.ndarray  # (D,) int64, negatives at or above the score
-    lowest: float
-    highest: float
-
-    @property
-    def positives(self) -> int:
-        return int(self.hits[-1]) if self.hits.size else 0
+__all__ = [
+    "IMAGE",
+    "MUSC_STEPS",
+    "PIXEL",
+    "Metrics",
+    "aupro",
+    "blurred_mask",
+    "bootstrap",
+    "chance_band",
+    "foreground_ap",
+    "hit_rate",
+    "image_metrics",
+    "pixel_metrics",
+    "summary",
+]
 
 
-def _curve(negatives: np.ndarray, positives: np.ndarray, weights: np.ndarray) -> _Curve:
-    """``weights`` (P,) is what each defect member adds to the mean overlap; its sum is 1."""
-    negatives = np.sort(negatives)
-    scores, inverse, counts = np.unique(positives, return_inverse=True, return_counts=True)
-    share = np.bincount(inverse, weights=weights, minlength=scores.size)
-    n = negatives.size
-    ends = np.concatenate([negatives[:1], negatives[-1:], scores[:1], scores[-1:]])
-    return _Curve(
-        negatives=negatives,
-        scores=scores[::-1],
-        hits=np.cumsum(counts[::-1]),
-        overlap=np.cumsum(share[::-1]),
-        above=n - np.searchsorted(negatives, scores, "right")[::-1],
-        at_least=n - np.searchsorted(negatives, scores, "left")[::-1],
-        lowest=float(ends.min()),
-        highest=float(ends.max()),
-    )
+def image_metrics(labels: np.ndarray, scores: np.ndarray) -> Metrics:
+    """Detection of defective scans.
 
-
-def _auroc(curve: _Curve) -> float:
-    """Probability that a defect member scores above another one, a tie counting one half."""
-    counts = np.diff(curve.hits, prepend=0)
-    n = curve.negatives.size
-    below = n - 0.5 * (curve.above + curve.at_least)
-    return float(counts @ below / (curve.positives * n))
-
-
-def _f1_max(curve: _Curve) -> float:
-    """The largest F1 over all thresholds; between two defect scores only false alarms are added."""
-    return float(np.max(2.0 * curve.hits / (curve.hits + curve.at_least + curve.positives)))
-
-
-def _average_precision(curve: _Curve) -> float:
-    """Sum over thresholds of (recall gained) · precision, without interpolation."""
-    gained = np.diff(curve.hits, prepend=0) / curve.positives
-    return float(gained @ (curve.hits / (curve.hits + curve.at_least)))
-
-
-def _aupro_mvtec(curve: _Curve, limit: float) -> float:
-    # The curve bends only where a defect pixel's score is passed: flat before it, a straight line over the
-    # negatives that share the score.
-    n = curve.negatives.size
-    before = np.concatenate([[0.0], curve.overlap[:-1]])
-    fpr = np.concatenate([[0.0], np.stack([curve.above, curve.at_least], 1).ravel() / n, [1.0]])
-    pro = np.concatenate([[0.0], np.stack([before, curve.overlap], 1).ravel(), [1.0]])
-    return float(_area(fpr, pro, limit)) / limit
-
-
-def _area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
-    """Area below the polyline (..., T) with ascending x, from 0 to ``limit``, cut exactly there."""
-    x0, x1, y0, y1 = x[..., :-1], x[..., 1:], y[..., :-1], y[..., 1:]
-    end = np.clip(x1, x0, np.maximum(x0, limit))
-    width = x1 - x0
-    y_end = y0 + (y1 - y0) * np.divide(end - x0, width, out=np.zeros_like(width), where=width > 0)
-    return np.sum(0.5 * (y0 + y_end) * (end - x0), axis=-1)
-
-
-def _aupro_musc(curve: _Curve, limit: float) -> float | str:
-    step = (curve.highest - curve.lowest) / MUSC_STEPS
-    thresholds = curve.lowest + step * np.arange(MUSC_STEPS)
-    fpr = 1.0 - np.searchsorted(curve.negatives, thresholds, "right") / curve.negatives.size
-    covered = curve.scores.size - np.searchsorted(curve.scores[::-1], thresholds, "right")
-    pro = np.concatenate([[0.0], curve.overlap])[covered]
-    keep = fpr < limit
-    fpr, pro = fpr[keep], pro[keep]
-    if fpr.size < 2 or fpr.max() == fpr.min():
-        return (
-            f"fewer than two of the {MUSC_STEPS} thresholds give different false-positive rates below {limit}"
+    labels: (N,), non-zero is defective. scores: (N,), higher is more anomalous.
+    Returns ``{"auroc", "f1_max", "ap", "reasons"}``; shares between 0 and 1, or ``None`` with the reason.
+    Raises InputError for other shapes and for scores that are not finite.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    if labels.ndim != 1 or scores.shape != labels.shape:
+        raise InputError(
+            f"metrics: labels {labels.shape} and scores {scores.shape}, expected one of each per scan"
         )
-    x = (fpr - fpr.min()) / (fpr.max() - fpr.min())
-    return float(np.sum(0.5 * (pro[1:] + pro[:-1]) * (x[:-1] - x[1:])))
+    if labels.size == 0:
+        raise InputError("metrics: no scores, expected at least one scan")
+    finite("scores", scores)
+    defective = labels != 0
+    curve = curve_of(scores[~defective], scores[defective], even_weights(defective.sum()))
+    return _evaluate(curve, IMAGE, "scan", limit=0.3)
+
+
+def pixel_metrics(masks: Stack, maps: Stack, *, limit: float = 0.3) -> Metrics:
+    """Localisation over the pixels of all scans together.
+
+    masks: (N, H, W), non-zero is defect. maps: (N, H, W), higher is more anomalous. ``limit``: the
+    false-positive rate up to which both AUPROs integrate.
+    Returns ``{"auroc", "f1_max", "ap", "aupro_musc", "aupro_mvtec", "reasons"}``; shares between 0 and 1, or
+    ``None`` with the reason. Raises InputError for other shapes and for maps that are not finite.
+    """
+    return _evaluate(pixel_curve(*pairs(masks, maps)), PIXEL, "pixel", limit=limit)
+
+
+def aupro(
+    masks: Stack, maps: Stack, *, form: Literal["musc", "mvtec"] = "musc", limit: float = 0.3
+) -> float | None:
+    """Area under the per-region overlap over the false-positive rate, up to ``limit``, between 0 and 1.
+
+    Regions are the 8-connected components of each mask and weigh the same whatever their size.
+
+    * ``musc``, the form of the published tables: thresholds min + i·(max - min)/200 over the whole set,
+      i = 0..199, map > threshold; the points with a rate strictly below ``limit`` are kept and their rates
+      rescaled to 0...1; nothing is interpolated at the limit. A curve that leaves 0 late gains by it.
+    * ``mvtec``: the definition of the authors of MVTec AD and MVTec 3D-AD (Bergmann et al., IJCV 2021 and
+      VISAPP 2022): the curve at every distinct score, cut by interpolation exactly at ``limit``, divided by
+      it. Their 3D-AD program samples the same curve at 100 thresholds unless told otherwise.
+
+    ``None`` where it is not defined; `pixel_metrics` gives the reason.
+    """
+    name = f"aupro_{form}"
+    if name not in PIXEL:
+        raise InputError(f"aupro: form {form!r}, expected 'musc' or 'mvtec'")
+    return _evaluate(pixel_curve(*pairs(masks, maps)), (name,), "pixel", limit=limit)[name]
+
+
+def foreground_ap(masks: Stack, maps: Stack, foreground: Stack) -> float | None:
+    """Average precision over the pixels of the object only; ``None`` where none of them is defect.
+
+    foreground: (N, H, W), non-zero is object. Defect pixels off the object do not count.
+    """
+    masks, maps = pairs(masks, maps)
+    inside, _ = pairs(foreground, maps, name="foreground")
+    hot = np.concatenate([m[f & t] for t, m, f in zip(masks, maps, inside, strict=True)])
+    if hot.size == 0:
+        return None
+    cold = np.concatenate([m[f & ~t] for t, m, f in zip(masks, maps, inside, strict=True)])
+    return _evaluate(curve_of(cold, hot, even_weights(hot.size)), ("ap",), "pixel", limit=0.3)["ap"]
+
+
+def hit_rate(masks: Stack, maps: Stack) -> float | None:
+    """Share of the defective scans whose highest pixel lies on the defect; ``None`` without such scans.
+
+    A scan counts as defective when its mask is not empty. Of several highest pixels each counts its share, so
+    that a constant map gets the share of defect pixels and not the luck of the first pixel.
+    """
+    hits = [h for h in hits_per_scan(*pairs(masks, maps)) if not math.isnan(h)]
+    return sum(hits) / len(hits) if hits else None
+
+
+def blurred_mask(foreground: Stack) -> list[np.ndarray]:
+    """The yardstick: maps that know where the object is and nothing else.
+
+    foreground: (N, H, W), non-zero is object. Each mask goes through the same 8-bit Gaussian blur (radius 4)
+    as the 3D maps. Returns N float32 arrays (H, W) in 0...1. On scans where the object is a small part of the
+    picture these maps reach a high pixel AUROC and AUPRO: what a method adds is the difference to them.
+    """
+    from PIL import Image, ImageFilter
+
+    blur = ImageFilter.GaussianBlur(4)
+    pictures = (Image.fromarray(np.where(np.asarray(f) != 0, 255, 0).astype(np.uint8)) for f in foreground)
+    return [np.asarray(p.filter(blur), np.float32) / np.float32(255) for p in pictures]
+
+
+def summary(
+    *,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    masks: Stack | None = None,
+    maps: Stack | None = None,
+    foreground: Stack | None = None,
+) -> Metrics:
+    """Everything that `muscjax detect` reports about one category, with its yardstick.
+
+    labels, scores: (N,). masks, maps, foreground: (N, H, W) or sequences of (H_i, W_i). Without masks there
+    is no ``pixel``; without a foreground no ``foreground_ap`` and no ``yardstick`` (``None``).
+    Returns ``{"scans", "defective", "size", "image", "pixel", "yardstick", "chance_band_image_auroc"}``.
+    ``pixel`` also holds ``foreground_ap`` and ``hit_rate``; ``yardstick`` is ``{"name", "image", "pixel"}``
+    of `blurred_mask`; ``size`` is the maps' (H, W), or ``None`` where they differ.
+    """
+    labels = np.asarray(labels)
+    defective = int((labels != 0).sum())
+    out: Metrics = {
+        "scans": int(labels.size),
+        "defective": defective,
+        "size": None,
+        "image": image_metrics(labels, scores),
+        "pixel": None,
+        "yardstick": None,
+        "chance_band_image_auroc": chance_band(defective, int(labels.size) - defective),
+    }
+    if masks is None or maps is None:
+        return out
+    shapes = {np.asarray(m).shape for m in maps}
+    out["size"] = shapes.pop() if len(shapes) == 1 else None
+    out["pixel"] = _localisation(masks, maps, foreground)
+    if foreground is not None:
+        trivial = blurred_mask(foreground)
+        out["yardstick"] = {
+            "name": "blurred mask",
+            "image": image_metrics(labels, np.array([t.max() for t in trivial])),
+            "pixel": _localisation(masks, trivial, foreground),
+        }
+    return out
+
+
+def _localisation(masks: Stack, maps: Stack, foreground: Stack | None) -> Metrics:
+    out = pixel_metrics(masks, maps)
+    reasons = out.pop("reasons")
+    out["foreground_ap"] = None if foreground is None else foreground_ap(masks, maps, foreground)
+    out["hit_rate"] = hit_rate(masks, maps)
+    if out["foreground_ap"] is None:
+        why = "no foreground is known" if foreground is None else "no pixel of the object is defect"
+        reasons["foreground_ap"] = why
+    if out["hit_rate"] is None:
+        reasons["hit_rate"] = "no mask marks a defect"
+    return {**out, "reasons": reasons}
+
+
+def _evaluate(curve: Curve, names: Sequence[str], member: str, *, limit: float) -> Metrics:
+    if not 0.0 < limit <= 1.0:
+        raise InputError(f"aupro: limit {limit}, expected more than 0 and at most 1")
+    out: Metrics = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        value: float | str
+        if curve.positives == 0:
+            value = f"no {member} is defect" if member == "pixel" else "no scan is defective"
+        elif curve.negatives.size == 0 and name not in ("f1_max", "ap"):
+            value = f"every {member} is defect" if member == "pixel" else "every scan is defective"
+        else:
+            value = FORMULAS[name](curve, limit)
+        out[name] = None if isinstance(value, str) else value
+        if isinstance(value, str):
+            reasons[name] = value
+    return {**out, "reasons": reasons}

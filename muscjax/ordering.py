@@ -8,7 +8,7 @@ from jax import Array, lax
 
 
 def _key(values: Array) -> Array:
-    """int32 keys in the order of the float32 values; -0 and 0 are the same value."""
+    """int32 keys in the order of the float32 values; -0, 0 and subnormals are the same value."""
     bits = lax.bitcast_convert_type(values + jnp.float32(0), jnp.int32)
     return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from muscjax import cae, geometry, maps, rscon, scoring
-from muscjax.config import Config, released
+from muscjax.config import DEFAULT_IMAGE_SIZE, Config, released
 from muscjax.errors import InputError
 from muscjax.extract import (
     CLOUD_BATCH,
@@ -60,25 +60,24 @@ def score_stage(
     average: Callable,
 ) -> tuple[Array | None, Array | None]:
     """Patch scores of one stage: (N, M, C), (N, G, C) -> (N, M), (N, G); either modality may be None."""
-    fraction = scoring_config.interval
+
+    def enhanced(image_rows, point_rows, own: PointGroups, ref_valid, ids):
+        assert groups is not None
+        assert grid_hw is not None
+        has_points = jnp.any(groups.valid, axis=1)
+        both = ref_valid & has_points[None] & has_points[ids][:, None]
+        patch = maps.patch_of_pixel(own.pixel, map_hw, grid_hw)
+        return lax.map(lambda rows: fuse(*rows, cae_config), (image_rows, point_rows, patch, own.valid, both))
 
     def statistics(image_rows, point_rows, ref_valid, ids):
         own = None if groups is None else jax.tree.map(lambda leaf: leaf[ids], groups)
-        if image_rows is not None and point_rows is not None and cae_config.enabled:
-            assert groups is not None and own is not None and grid_hw is not None
-            has_points = jnp.any(groups.valid, axis=1)
-            both = ref_valid & has_points[None] & has_points[ids][:, None]
-            patch = maps.patch_of_pixel(own.pixel, map_hw, grid_hw)
-            image_rows, point_rows = lax.map(
-                lambda sample: fuse(*sample, cae_config), (image_rows, point_rows, patch, own.valid, both)
-            )
-        scored = [
-            None if rows is None else average(rows, fraction, ref_valid[:, None])
+        if image_rows is not None and own is not None and cae_config.enabled:
+            image_rows, point_rows = enhanced(image_rows, point_rows, own, ref_valid, ids)
+        image_scores, point_scores = (
+            None if rows is None else average(rows, scoring_config.interval, ref_valid[:, None])
             for rows in (image_rows, point_rows)
-        ]
-        if scored[1] is not None and own is not None:
-            scored[1] = jnp.where(own.valid, scored[1], 0)
-        return tuple(scored)
+        )
+        return image_scores, None if own is None else jnp.where(own.valid, point_scores, 0)
 
     return scoring.map_rows(
         image,
@@ -353,4 +352,5 @@ def _map_size(images: Any, clouds: Any, config: Config) -> tuple[int, int]:
     if images is not None and clouds is None:
         h, w = np.shape(images[0:1])[1:3]
         return h, w
-    return config.input.image_size, config.input.image_size
+    side = config.input.image_size or DEFAULT_IMAGE_SIZE
+    return side, side

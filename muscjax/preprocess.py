@@ -91,7 +91,7 @@ def plane(xyz: np.ndarray, *, config: CleanConfig = CleanConfig()) -> tuple[np.n
             for n, d in zip(_blocks(normal), _blocks(shift), strict=True)
         ]
     )
-    tied = np.flatnonzero(count == count.max())
+    tied = np.flatnonzero(count == count.max())[:64]  # on a perfect plane every hypothesis ties
     distance = np.abs(_signed(points, normal[tied], shift[tied]))
     inlier = distance < config.inlier_m
     best = np.argmin(np.where(inlier, np.square(distance), 0).sum(axis=1))
@@ -128,47 +128,64 @@ def largest_cluster(points: np.ndarray, *, eps: float, min_points: int) -> np.nd
     Cells of side eps/√3 make it fast: all points of a cell are neighbours, so a cell with
     ``min_points`` is all core, and clusters are formed by cells, not points (Gunawan, 2013).
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     count = len(points)
     if count == 0:
         return np.zeros(0, bool)
     points = np.ascontiguousarray(points, np.float64)
     # a hair less than eps/√3, so that rounding cannot place two distant points in one cell
-    cell = np.floor((points - points.min(axis=0)) / (eps / np.sqrt(3) * (1 - 1e-9))).astype(np.int64)
-    cells, member, size = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
-    member = member.reshape(-1)
-    tree = cKDTree(points)
+    key, strides = _cell_keys(np.floor((points - points.min(axis=0)) / (eps / np.sqrt(3) * (1 - 1e-9))))
+    cells, member, size = np.unique(key, return_inverse=True, return_counts=True)
+    tree = KDTree(points)
     bound = np.nextafter(eps, np.inf)
     core = size[member] >= min_points
     sparse = np.flatnonzero(~core)
     near = np.zeros((0, min_points), np.int64)
     if len(sparse):
-        distance, near = tree.query(points[sparse], k=range(1, min_points + 1), distance_upper_bound=bound)
-        full = np.isfinite(distance[:, -1])
+        distance, near = tree.query(points[sparse], k=min_points, distance_upper_bound=bound)
+        near = np.asarray(near).reshape(len(sparse), min_points)
+        full = np.isfinite(np.asarray(distance).reshape(near.shape)[:, -1])
         core[sparse[full]] = True
         sparse, near = sparse[~full], near[~full]
     if not core.any():
         return np.zeros(count, bool)
 
-    component = _cell_components(points, cells, member, core, eps)[member]
-    label = np.full(count + 1, count, np.int64)  # the last entry stands for "no neighbour"
+    component = _cell_components(points, cells, strides, member, core, eps)[member]
+    label = np.full(count + 1, count)  # ``count`` means no cluster; the last entry is nobody's
     first = np.full(len(cells), count, np.int64)
     index = np.flatnonzero(core)
     np.minimum.at(first, component[index], index)
     # the number of a cluster is its first core point, which is the order in which clusters start
     label[index] = first[component[index]]
-    if len(sparse):
-        label[sparse] = np.where(core[near.clip(max=count - 1)] & (near < count), label[near], count).min(
-            axis=1
-        )
-    return label[:-1] == np.argmax(np.bincount(label[label < count], minlength=1))
+    label[sparse] = label[near].min(axis=1, initial=count)
+    return label[:-1] == np.argmax(np.bincount(label[label < count]))
+
+
+def _cell_keys(cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One number (Q,) per cell (Q, 3), and the strides by which a step of up to two cells changes it.
+
+    Empty stretches of an axis are shortened to what no such step crosses, so that far outliers do not
+    overflow the number.
+    """
+    ranks = []
+    for axis in cell.T:
+        values, rank = np.unique(axis, return_inverse=True)
+        ranks.append(np.cumsum(np.append(2, np.minimum(np.diff(values), 3)).astype(np.int64))[rank])
+    y, z = (int(rank.max()) + 3 for rank in ranks[1:])
+    strides = np.array([y * z, z, 1])
+    return np.stack(ranks, axis=1) @ strides, strides
 
 
 def _cell_components(
-    points: np.ndarray, cells: np.ndarray, member: np.ndarray, core: np.ndarray, eps: float
+    points: np.ndarray,
+    cells: np.ndarray,
+    strides: np.ndarray,
+    member: np.ndarray,
+    core: np.ndarray,
+    eps: float,
 ) -> np.ndarray:
-    """The connected component of each cell; two cells are joined by core points within ``eps``."""
+    """The component of each cell (sorted keys); two are joined by core points within ``eps``."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial.distance import cdist
@@ -177,7 +194,8 @@ def _cell_components(
     index = np.flatnonzero(core)
     index = index[np.argsort(member[index], kind="stable")]
     bounds = np.searchsorted(member[index], np.arange(total + 1))
-    inhabited = np.flatnonzero(np.diff(bounds))
+    occupied = np.diff(bounds) > 0
+    inhabited = np.flatnonzero(occupied)
     inside = {i: points[index[bounds[i] : bounds[i + 1]]] for i in inhabited.tolist()}
 
     def joined(a: np.ndarray, b: np.ndarray) -> bool:
@@ -193,18 +211,15 @@ def _cell_components(
                 return False
         return bool(cdist(a, b, "sqeuclidean").min() <= eps * eps)
 
-    extent = cells.max(axis=0) + 5
-    strides = np.array([extent[1] * extent[2], extent[2], 1])
-    key = (cells + 2) @ strides
     steps = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     steps = steps[steps @ strides > 0]
     steps = steps[np.argsort(np.square(steps).sum(axis=1), kind="stable")]
     edges: list[tuple[int, int]] = []
     component = np.arange(total)
     for step in steps:
-        target = key[inhabited] + step @ strides
-        place = np.searchsorted(key, target).clip(max=total - 1)
-        found = (key[place] == target) & np.isin(place, inhabited)
+        target = cells[inhabited] + step @ strides
+        place = np.searchsorted(cells, target).clip(max=total - 1)
+        found = (cells[place] == target) & occupied[place]
         pairs = np.stack([inhabited[found], place[found]], axis=1)
         pairs = pairs[component[pairs[:, 0]] != component[pairs[:, 1]]]
         new = [(i, j) for i, j in pairs.tolist() if joined(inside[i], inside[j])]

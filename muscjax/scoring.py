@@ -44,7 +44,7 @@ def plan(n: int, patches: tuple[int, ...], *, memory_budget: int, tile_bytes: in
     """
     row = 4 * n * sum(patches)  # all distances of one sample
     largest = max(patches)
-    tile = int(math.isqrt(min(tile_bytes, memory_budget // 8) // (4 * largest * largest)))
+    tile = math.isqrt(min(tile_bytes, memory_budget // 8) // (4 * largest * largest))
     tile = max(1, min(tile, n))
     if row > memory_budget // 16 or 4 * largest * largest > memory_budget:
         raise ValueError(

@@ -15,7 +15,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=15)
 hypothesis.settings.load_profile("fixed")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -112,3 +112,12 @@ class Block(nn.Module):
             return branch
         gamma = self.param(name, nn.initializers.ones, (branch.shape[-1],)).astype(branch.dtype)
         return branch * gamma[None, None, :]
+
+
+def flat_shapes(tree, depth: int) -> dict[str, tuple[int, ...]]:
+    """Flat names and shapes of parameters with one block, as they are with ``depth`` equal ones."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    flat = {".".join(str(part.key) for part in path): leaf.shape for path, leaf in leaves}
+    block = {name: shape for name, shape in flat.items() if name.startswith("block_0.")}
+    more = {name.replace("_0.", f"_{i}.", 1): shape for i in range(1, depth) for name, shape in block.items()}
+    return flat | more

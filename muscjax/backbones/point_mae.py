@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from muscjax.backbones import layers
 from muscjax.backbones.layers import HIGHEST, Block, Dense, Implementation, LayerNorm, gelu
 from muscjax.types import Cloud, PointGroups
 
@@ -91,9 +92,7 @@ class PointMAE(nn.Module):
     @nn.compact
     def __call__(self, neighbourhood: jax.Array, centers: jax.Array, valid: jax.Array) -> list[jax.Array]:
         spec = self.spec
-        encoder = GroupEncoder(
-            spec.width, spec.eps, self.mode, self.dtype, self.precision, name="encoder"
-        )
+        encoder = GroupEncoder(spec.width, spec.eps, self.mode, self.dtype, self.precision, name="encoder")
         x = encoder(neighbourhood, valid)[None]
         position = gelu(Dense(128, self.dtype, self.precision, name="position_1")(centers))
         position = Dense(spec.width, self.dtype, self.precision, name="position_2")(position)[None]
@@ -173,8 +172,5 @@ def init(key: jax.Array, *, spec: Spec = Spec()):
 
 def shapes(spec: Spec = Spec()) -> dict[str, tuple[int, ...]]:
     """Every parameter's flat name (``block_0.qkv.kernel``) and shape; nothing is allocated."""
-    tree = jax.eval_shape(lambda key: init(key, spec=spec), jax.random.key(0))
-    return {
-        ".".join(str(part.key) for part in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    one = dataclasses.replace(spec, depth=1, taps=(0,))
+    return layers.flat_shapes(jax.eval_shape(lambda key: init(key, spec=one), jax.random.key(0)), spec.depth)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from muscjax.backbones import layers
 from muscjax.backbones.layers import HIGHEST, Activation, Block, Dense, Implementation, LayerNorm
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -95,7 +96,9 @@ class ViT(nn.Module):
                 tapped[i] = norm(x) if self.final_norm else x
         token = norm(x[:, 0])
         if spec.projection:
-            token = Dense(spec.projection, self.dtype, self.precision, use_bias=False, name="projection")(token)
+            token = Dense(spec.projection, self.dtype, self.precision, use_bias=False, name="projection")(
+                token
+            )
         return [tapped[i] for i in self.taps], token
 
     def _embed(self, images: jax.Array) -> jax.Array:
@@ -240,8 +243,5 @@ def init(key: jax.Array, *, spec: Spec):
 
 def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Every parameter's flat name (``block_0.qkv.kernel``) and shape; nothing is allocated."""
-    tree = jax.eval_shape(lambda key: init(key, spec=spec), jax.random.key(0))
-    return {
-        ".".join(str(part.key) for part in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    one = dataclasses.replace(spec, depth=1, taps=(0,))
+    return layers.flat_shapes(jax.eval_shape(lambda key: init(key, spec=one), jax.random.key(0)), spec.depth)

@@ -1,0 +1,3 @@
+from muscjax.cli import main
+
+main()

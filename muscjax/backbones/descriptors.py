@@ -1,0 +1,335 @@
+"""Weight-free descriptors: what a run uses where no network weights are at hand.
+
+FPFH, the fast point feature histogram (Rusu, Blodow, Beetz, "Fast Point Feature Histograms (FPFH) for 3D
+Registration", ICRA 2009): how the surface bends around each point, as three histograms of the angles
+between the normals of near points. Conventions that the paper leaves open (what counts as a neighbour,
+weight 1/d², sums of 100) are those of Open3D's ``compute_fpfh_feature`` with a hybrid search, so the two
+can be compared.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from muscjax import geometry
+from muscjax.config import FpfhConfig
+from muscjax.types import Cloud, PointGroups
+
+BINS = 11  # per angle; odd, so that the flat case, angle 0, lies in the middle of a bin and not on an edge
+_BLOCK = 256  # points per step: their pairs stay in the cache, and memory does not grow with the cloud
+_PARALLEL = 1e-6  # sine below which a normal and the line to the neighbour span no plane in float32
+
+Vector = tuple[jax.Array, jax.Array, jax.Array]  # components apart: no axis of 3 at the end of a large array
+
+
+def fpfh(
+    cloud: Cloud, groups: PointGroups, config: FpfhConfig, *, grid_hw: tuple[int, int] | None
+) -> jax.Array:
+    """One FPFH per group: the mean over the group's points, scaled to length 1.
+
+    Args:
+      cloud: metric, camera at the origin. With ``config.full_resolution`` normals and histograms are taken
+        on ``cloud.surface`` and read at the working points.
+      groups: only ``indices`` is read; a point that a group lists twice counts twice. A group that is not
+        valid lists the points of another one and gets that one's descriptor.
+      config: radii and counts; ``unit="relative"`` multiplies the radii by the largest distance of a working
+        point from the cloud's centroid.
+      grid_hw: (height, width) of the grid that ``pixel`` of the searched points refers to: the working grid,
+        or the sensor's with ``full_resolution``. None: ``pixel`` is not used, neighbours are found by brute
+        force.
+
+    Returns:
+      (1, G, 33) float32; a group without any pair (an empty cloud, a lone point) is 0.
+
+    Raises:
+      ValueError: ``full_resolution`` without ``cloud.surface``.
+    """
+    chex.assert_rank([cloud.points_m, groups.indices], 2)
+    scale = cloud_radius(cloud.points_m, cloud.valid) if config.unit == "relative" else jnp.float32(1.0)
+    if config.full_resolution:
+        if cloud.surface is None:
+            raise ValueError("fpfh: full_resolution needs cloud.surface, found None")
+        surface = cloud.surface
+        searched, rows = (surface.points_m, surface.valid, surface.pixel), surface.row
+    else:
+        searched, rows = (cloud.points_m, cloud.valid, cloud.pixel), None
+    points, valid, pixel = searched
+    per_point = point_fpfh(points, valid, pixel, config, scale=scale, grid_hw=grid_hw, rows=rows)
+    pooled = _map_blocks(lambda index: jnp.mean(_rows(per_point, index), axis=1), groups.indices)
+    length = jnp.sqrt(jnp.sum(pooled * pooled, axis=1, keepdims=True))
+    return (pooled / jnp.where(length > 0, length, jnp.float32(1.0)))[None]
+
+
+def cloud_radius(points: jax.Array, valid: jax.Array) -> jax.Array:
+    """Largest distance of a valid point from the centroid: () float32, 0 for an empty cloud."""
+    kept = valid[:, None]
+    count = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), jnp.float32(1.0))
+    centroid = jnp.sum(jnp.where(kept, points, jnp.float32(0.0)), axis=0, keepdims=True) / count
+    offsets = jnp.where(kept, points - centroid, jnp.float32(0.0))
+    return jnp.sqrt(jnp.max(jnp.sum(offsets * offsets, axis=1)))
+
+
+def point_fpfh(
+    points: jax.Array,
+    valid: jax.Array,
+    pixel: jax.Array,
+    config: FpfhConfig,
+    *,
+    scale: jax.Array | float = 1.0,
+    grid_hw: tuple[int, int] | None = None,
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """FPFH of each point: its own histograms plus those of its neighbours, weighted by 1/d².
+
+    Args:
+      points: (P, 3) float32, metres, camera at the origin.
+      valid: (P,) bool.
+      pixel: (P,) int32, flat pixel of ``grid_hw``; read only where ``grid_hw`` is given.
+      config: ``unit`` and ``full_resolution`` are not read here.
+      scale: metres per unit of the radii.
+      grid_hw: see ``fpfh``.
+      rows: (Q,) int32, the points to return; None: all of them.
+
+    Returns:
+      (P, 33) or (Q, 33) float32: angles θ, α, φ, 11 bins each. A histogram sums to 100 from the point's own
+      pairs and 100 from its neighbours'; both are 0 where there are none. 0 for points that are not valid.
+    """
+    scale = jnp.asarray(scale, jnp.float32)
+    count = max(config.normal_neighbours, config.feature_neighbours)
+    index, distance = _neighbours(points, valid, pixel, count, grid_hw=grid_hw)
+    distance = jnp.where(valid[:, None], distance, jnp.float32(jnp.inf))
+
+    near = (slice(None), slice(config.normal_neighbours))
+    normals = oriented_normals(
+        points, index[near], distance[near], radius=jnp.float32(config.normal_radius) * scale
+    )
+    near = (slice(None), slice(config.feature_neighbours))
+    index, distance = index[near], distance[near]
+    distance = jnp.where(
+        distance <= jnp.float32(config.feature_radius) * scale, distance, jnp.float32(jnp.inf)
+    )
+    spfh = simple_histograms(points, normals, index, distance)
+    return weighted_histograms(spfh, index, distance, rows=rows)
+
+
+def _neighbours(
+    points: jax.Array, valid: jax.Array, pixel: jax.Array, count: int, *, grid_hw: tuple[int, int] | None
+) -> tuple[jax.Array, jax.Array]:
+    """The ``count`` nearest of each point, itself among them: (P, count) int32 and float32 metres."""
+    del pixel, grid_hw
+    return geometry.nearest(points, points, valid, count)
+
+
+def oriented_normals(
+    points: jax.Array, index: jax.Array, distance: jax.Array, *, radius: jax.Array | float
+) -> jax.Array:
+    """Unit normals that face the camera: the direction in which the neighbourhood varies least.
+
+    Args:
+      points: (P, 3) float32, camera at the origin.
+      index: (P, k) int32, nearest points, the point itself among them.
+      distance: (P, k) float32, their distances; inf where there is none.
+      radius: neighbours farther than this do not count.
+
+    Returns:
+      (P, 3) float32. Where the neighbours span no plane (fewer than three, coincident or on a line), the
+      direction to the camera; 0 for a point at the origin itself.
+    """
+
+    columns = tuple(points.T)
+
+    def block(here, index, distance):
+        near = (distance <= jnp.asarray(radius, jnp.float32)).astype(jnp.float32)
+        count = jnp.maximum(jnp.sum(near, axis=0), jnp.float32(1.0))
+        # Offsets from the point: at 0.4 m from the camera the coordinates' own squares would drown them.
+        offsets = _subtract(_gather(columns, index), here)
+        x, y, z = (near * (c - (jnp.sum(near * c, axis=0) / count)[None]) for c in offsets)
+        covariance = tuple(
+            jnp.sum(a * b, axis=0) for a, b in ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z))
+        )
+        to_camera = _unit(-here)
+        normal, planar = _least_direction(covariance)
+        facing = jnp.where(_dot(normal, to_camera) < 0, jnp.float32(-1.0), jnp.float32(1.0))
+        return jnp.stack(_where(planar, tuple(facing * c for c in normal), to_camera), axis=1)
+
+    return _map_columns(block, points, index, distance)
+
+
+def _least_direction(covariance: tuple[jax.Array, ...]) -> tuple[Vector, jax.Array]:
+    """Unit eigenvector of the smallest eigenvalue of symmetric 3×3 matrices, and whether it is defined.
+
+    Closed form: the eigenvalue λ by the trigonometric solution of the cubic, the vector as the longest cross
+    product of two rows of A - λI. It runs elementwise on any device, without a batched LAPACK call.
+    """
+    trace = covariance[0] + covariance[1] + covariance[2]
+    size = jnp.where(trace > 0, trace, jnp.float32(1.0))
+    # Scaled to trace 1: squares of square millimetres, in metres, leave float32's range.
+    xx, yy, zz, xy, xz, yz = (c / size for c in covariance)
+    third = jnp.float32(1 / 3)
+    mean = (xx + yy + zz) * third
+    diagonal, corner = (xx - mean, yy - mean, zz - mean), (xy, xz, yz)
+    spread = jnp.sqrt((_dot(diagonal, diagonal) + 2 * _dot(corner, corner)) * jnp.float32(1 / 6))
+    safe = jnp.where(spread > 0, spread, jnp.float32(1.0))
+    (dx, dy, dz), (p, q, r) = tuple(c / safe for c in diagonal), tuple(c / safe for c in corner)
+    determinant = dx * (dy * dz - r * r) - p * (p * dz - r * q) + q * (p * r - dy * q)
+    angle = jnp.arccos(jnp.clip(determinant * jnp.float32(0.5), -1.0, 1.0))
+    least = mean + 2 * spread * jnp.cos(angle * third + jnp.float32(2 * jnp.pi / 3))
+    rows = ((xx - least, xy, xz), (xy, yy - least, yz), (xz, yz, zz - least))
+    best = _cross(rows[0], rows[1])
+    for a, b in ((0, 2), (1, 2)):
+        other = _cross(rows[a], rows[b])
+        longer = _dot(other, other) > _dot(best, best)
+        best = _where(longer, other, best)
+    # |best| is about the product of the two larger eigenvalues' gaps to the least: 0 for a line or a ball.
+    planar = (trace > 0) & (_dot(best, best) > jnp.float32(1e-10))
+    return _unit(best), planar
+
+
+def simple_histograms(
+    points: jax.Array, normals: jax.Array, index: jax.Array, distance: jax.Array
+) -> jax.Array:
+    """SPFH: the three angles between each point and its neighbours, as histograms that sum to 100.
+
+    Of a pair, the source is the point whose normal lies closer to the line that joins them. With u = its
+    normal, v = (line × u) / |line × u|, w = u × v and n the other normal: θ = atan2(w·n, u·n), α = v·n,
+    φ = u·line / |line|. A pair at distance 0, or whose line is parallel to u, counts with all angles 0.
+
+    Args:
+      points, normals: (P, 3) float32.
+      index: (P, k) int32; the point itself may be among them and forms no pair.
+      distance: (P, k) float32, inf where it does not count.
+
+    Returns:
+      (P, 33) float32; 0 where there is no pair.
+    """
+    own = jnp.arange(points.shape[0], dtype=jnp.int32)
+    columns, normal_columns = tuple(points.T), tuple(normals.T)
+
+    def block(here, normal, own, index, distance):
+        pair = jnp.isfinite(distance) & (index != own[None, :])
+        angles = _pair_angles(here, normal, _gather(columns, index), _gather(normal_columns, index))
+        # Counting by scatter: comparing with each bin makes XLA compute the angles once per bin.
+        cells = []
+        for angle, low, high in zip(angles, (-jnp.pi, -1.0, -1.0), (jnp.pi, 1.0, 1.0), strict=True):
+            position = jnp.floor((angle - jnp.float32(low)) * jnp.float32(BINS / (high - low)))
+            cells.append(jnp.clip(position.astype(jnp.int32), 0, BINS - 1))
+        cell = jnp.stack(cells) + BINS * jnp.arange(3, dtype=jnp.int32)[:, None, None]
+        cell = jnp.where(pair[None], cell, 3 * BINS)  # one more cell for what does not count
+        column = jnp.broadcast_to(jnp.arange(own.shape[0], dtype=jnp.int32)[None, None, :], cell.shape)
+        counts = jnp.zeros((own.shape[0], 3 * BINS + 1), jnp.float32)
+        counts = counts.at[column, cell].add(1.0, mode="promise_in_bounds")[:, : 3 * BINS]
+        pairs = jnp.maximum(jnp.sum(pair, axis=0, dtype=jnp.float32), jnp.float32(1.0))
+        return counts * (jnp.float32(100.0) / pairs)[:, None]
+
+    return _map_columns(block, points, normals, own, index, distance)
+
+
+def _pair_angles(here: jax.Array, normal: jax.Array, there: Vector, other: Vector) -> Vector:
+    """θ, α, φ of points (3, B) against their neighbours, components (k, B); see ``simple_histograms``."""
+    line = _subtract(there, here)
+    length = jnp.sqrt(_dot(line, line))
+    unit = _divide(line, length)
+    own = tuple(jnp.broadcast_to(c[None], length.shape) for c in normal)
+    first, second = _dot(own, unit), _dot(other, unit)
+    swap = jnp.abs(first) < jnp.abs(second)
+    u, n = _where(swap, other, own), _where(swap, own, other)
+    unit = _where(swap, tuple(-c for c in unit), unit)
+    v = _cross(unit, u)
+    sine = jnp.sqrt(_dot(v, v))
+    v = _divide(v, sine)
+    theta = jnp.arctan2(_dot(_cross(u, v), n), _dot(u, n))
+    angles = theta, _dot(v, n), jnp.where(swap, -second, first)
+    return _where(sine > jnp.float32(_PARALLEL), angles, (jnp.zeros_like(sine),) * 3)
+
+
+def weighted_histograms(
+    spfh: jax.Array, index: jax.Array, distance: jax.Array, *, rows: jax.Array | None = None
+) -> jax.Array:
+    """FPFH from SPFH: the own histograms plus the 1/d²-weighted mean of the neighbours', sum 100 per angle.
+
+    The paper weights by 1/d; 1/d² is what Open3D computes. Neighbours at distance 0 have no weight.
+
+    Args:
+      spfh: (P, 33) float32.
+      index: (P, k) int32.
+      distance: (P, k) float32, inf where it does not count.
+      rows: (Q,) int32, the points to return; None: all.
+
+    Returns:
+      (P, 33) or (Q, 33) float32.
+    """
+
+    def block(args):
+        own, index, distance = args
+        weighs = jnp.isfinite(distance) & (distance > 0)
+        # Relative to the nearest, so that no square leaves float32's range; the scale cancels below.
+        least = jnp.min(jnp.where(weighs, distance, jnp.float32(jnp.inf)), axis=1, keepdims=True)
+        ratio = jnp.where(weighs, least, jnp.float32(0.0)) / jnp.where(weighs, distance, jnp.float32(1.0))
+        total = jnp.sum(_rows(spfh, index) * (ratio * ratio)[..., None], axis=1)
+        sums = jnp.sum(total.reshape(-1, 3, BINS), axis=2, keepdims=True)
+        scale = jnp.float32(100.0) / jnp.where(sums > 0, sums, jnp.float32(1.0))
+        return own + (total.reshape(-1, 3, BINS) * scale).reshape(own.shape)
+
+    wanted = (spfh, index, distance)
+    if rows is not None:
+        wanted = tuple(_rows(a, rows) for a in wanted)
+    return _map_blocks(block, wanted)
+
+
+def _map_blocks(function, arrays):
+    """``function`` on blocks of rows, one after the other; the last block is padded with zeros."""
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    block = max(1, min(_BLOCK, count))
+
+    def split(a):
+        padded = jnp.pad(a, ((0, -count % block), *((0, 0),) * (a.ndim - 1)))
+        return padded.reshape(-1, block, *a.shape[1:])
+
+    result = lax.map(function, jax.tree.map(split, arrays))
+    return result.reshape(-1, *result.shape[2:])[:count]
+
+
+def _map_columns(function, *arrays):
+    """The same, with the points of a block along the last axis of every argument: the vector lanes."""
+    return _map_blocks(lambda block: function(*(a.T for a in block)), arrays)
+
+
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    return table.at[index].get(mode="promise_in_bounds")
+
+
+def _gather(columns: Vector, index: jax.Array) -> Vector:
+    x, y, z = columns
+    return _rows(x, index), _rows(y, index), _rows(z, index)
+
+
+def _subtract(many: Vector, one: jax.Array) -> Vector:
+    """Components (k, B) minus one vector (3, B) per column."""
+    x, y, z = many
+    return x - one[0][None], y - one[1][None], z - one[2][None]
+
+
+def _dot(a, b) -> jax.Array:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cross(a, b) -> Vector:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+def _divide(vector, length: jax.Array) -> Vector:
+    """Divided by ``length``; unchanged where that is 0."""
+    safe = jnp.where(length > 0, length, jnp.float32(1.0))
+    return vector[0] / safe, vector[1] / safe, vector[2] / safe
+
+
+def _unit(vector) -> Vector:
+    return _divide(vector, jnp.sqrt(_dot(vector, vector)))
+
+
+def _where(condition: jax.Array, a, b) -> Vector:
+    x, y, z = (jnp.where(condition, p, q) for p, q in zip(a, b, strict=True))
+    return x, y, z

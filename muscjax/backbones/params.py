@@ -1,0 +1,188 @@
+"""Parameters on disk: one safetensors file with flat names and a header that describes the network.
+
+The header's fields, all strings: ``format``, ``kind`` (image or points), ``architecture`` (the spec as
+JSON), ``family``, ``layout``, ``source``, ``source_sha256``, ``license``, ``mean``, ``std``, ``size`` and
+``converter``. Nothing is trusted without it: the architecture says which names and shapes must be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from muscjax.backbones import point_mae, vit
+from muscjax.errors import InputError
+
+FORMAT = "muscjax-1"
+Kind = Literal["image", "points"]
+Spec = vit.Spec | point_mae.Spec
+
+
+class Loaded(NamedTuple):
+    params: dict[str, Any]
+    spec: Spec
+    metadata: dict[str, str]
+
+
+def kind_of(spec: Spec) -> Kind:
+    return "image" if isinstance(spec, vit.Spec) else "points"
+
+
+def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Every flat name and shape of an architecture."""
+    return vit.shapes(spec) if isinstance(spec, vit.Spec) else point_mae.shapes(spec)
+
+
+def header(spec: Spec, **fields: str) -> dict[str, str]:
+    """The metadata of a file; ``fields`` are source, source_sha256, license, layout and converter."""
+    out = {
+        "format": FORMAT,
+        "kind": kind_of(spec),
+        "family": spec.family,
+        "architecture": json.dumps(dataclasses.asdict(spec)),
+        **fields,
+    }
+    if isinstance(spec, vit.Spec):
+        out |= {"mean": json.dumps(spec.mean), "std": json.dumps(spec.std), "size": str(spec.input_size)}
+    return out
+
+
+def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write flat tensors and a header under a temporary name, then rename."""
+    from safetensors.numpy import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, temporary, dict(metadata))
+
+
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The header of a converted file; raises :class:`InputError` where it is none."""
+    with _open(Path(path)) as file:
+        return _header(Path(path), file.metadata())
+
+
+def load(path: str | os.PathLike, *, kind: Kind, dtype=jnp.float32) -> Loaded:
+    """Parameters of a converted file as a nested dictionary of arrays on the default device.
+
+    Tensors are read one by one, so that no more than the largest is held twice.
+
+    Args:
+      path: a file written by ``muscjax convert``.
+      kind: the sort of backbone that is expected.
+      dtype: what the parameters are stored as on the device, float32 or bfloat16.
+
+    Raises:
+      InputError: no such file, damaged, not converted, of the other kind, or not what its header says.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        fields = _header(path, file.metadata())
+        if fields.get("kind") != kind:
+            raise InputError(f"{path}: holds a backbone for {fields.get('kind')}, expected one for {kind}")
+        spec = _spec(path, fields)
+        wanted = shapes(spec)
+        names = set(file.keys())
+        wrong = [
+            *(f"{name} missing" for name in sorted(wanted.keys() - names)),
+            *(f"{name} unexpected" for name in sorted(names - wanted.keys())),
+            *(
+                f"{name} has shape {tuple(file.get_slice(name).get_shape())}, expected {wanted[name]}"
+                for name in sorted(names & wanted.keys())
+                if tuple(file.get_slice(name).get_shape()) != wanted[name]
+            ),
+        ]
+        if wrong:
+            raise InputError(f"{path}: not the {spec.family} network of its header: {'; '.join(wrong)}")
+        params: dict[str, Any] = {}
+        for name in wanted:
+            *parents, leaf = name.split(".")
+            node = params
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = jax.device_put(file.get_tensor(name).astype(jnp.dtype(dtype), copy=False))
+    return Loaded(params, spec, fields)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder that becomes ``path`` on success and vanishes otherwise.
+
+    A process that is killed leaves at most a hidden ``.partial`` file, which nothing reads.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _open(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        file = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)})") from None
+    try:
+        with file:
+            yield file
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged safetensors file ({_one_line(error)})") from None
+
+
+def _header(path: Path, found: dict[str, str] | None) -> dict[str, str]:
+    if not found or not found.get("format", "").startswith("muscjax-"):
+        raise InputError(f"{path}: not converted yet; run: muscjax convert {path.name} DEST.safetensors")
+    if found["format"] != FORMAT:
+        raise InputError(f"{path}: format {found['format']}, expected {FORMAT}; convert it again")
+    return found
+
+
+def _spec(path: Path, fields: dict[str, str]) -> Spec:
+    kinds: dict[str | None, type[Spec]] = {"image": vit.Spec, "points": point_mae.Spec}
+    try:
+        values = json.loads(fields["architecture"])
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return kinds[fields["kind"]](**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: header field architecture cannot be read ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,139 @@
+"""What every layout shares: scans, data sets, and looking at folders without opening a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+from muscjax.errors import InputError
+
+Modality = Literal["auto", "image", "points", "both"]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+XYZ_SUFFIXES = frozenset({".tif", ".tiff", ".npy"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One scan on disk; nothing of it is loaded."""
+
+    category: str
+    split: str  # "" where the layout has none
+    defect: str  # folder of the defect type, "" where the layout has none
+    stem: str
+    image: Path | None = None
+    xyz: Path | None = None
+    mask: Path | None = None
+    label: int | None = None  # 0 good, 1 defective, None unknown
+
+    @property
+    def name(self) -> str:
+        """A relative path without suffix, unique in the data set: ``cable_gland/test/bent/000``."""
+        return "/".join(part for part in (self.category, self.split, self.defect, self.stem) if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The scans of one category, in a fixed order, and everything that is wrong with their files."""
+
+    root: Path
+    layout: str
+    category: str
+    scans: tuple[Scan, ...]
+    problems: tuple[str, ...] = ()  # one line each, fatal ones first
+    fatal: tuple[str, ...] = ()  # those of ``problems`` with which no run is possible
+
+    @property
+    def has_images(self) -> bool:
+        return all(scan.image is not None for scan in self.scans)
+
+    @property
+    def has_points(self) -> bool:
+        return all(scan.xyz is not None for scan in self.scans)
+
+
+class Problems:
+    """Collects what is wrong while a layout is read, so that the user hears of all of it at once."""
+
+    def __init__(self) -> None:
+        self.fatal: list[str] = []
+        self.minor: list[str] = []
+
+    def dataset(self, root: Path, layout: str, category: str, scans: Iterable[Scan]) -> Dataset:
+        scans = tuple(scans)
+        if len(scans) < 2:
+            found = "1 scan" if scans else "no scan"
+            self.fatal.append(
+                f"{root}: found {found}, expected at least 2: they are scored against each other"
+            )
+        return Dataset(root, layout, category, scans, (*self.fatal, *self.minor), tuple(self.fatal))
+
+
+def subfolders(path: Path) -> list[Path]:
+    """Visible folders in ``path``, sorted by name; none where ``path`` is no folder."""
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def files(path: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Visible files in ``path`` with one of the suffixes, in any case, sorted by name."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        child
+        for child in path.iterdir()
+        if child.suffix.lower() in suffixes and not child.name.startswith(".") and child.is_file()
+    )
+
+
+def by_stem(paths: Iterable[Path], problems: Problems, *, strip: str = "") -> dict[str, Path]:
+    """Files by stem, less the ending ``strip``; a second file of the same stem is a fatal problem."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        stem = path.stem.removesuffix(strip) if strip else path.stem
+        if stem in found:
+            problems.fatal.append(
+                f"{path}: found the same stem as {found[stem].name}, expected one file per stem"
+            )
+        else:
+            found[stem] = path
+    return found
+
+
+def attach_masks(
+    scans: list[Scan], masks: dict[tuple[str, str], Path], problems: Problems, *, where: Path
+) -> list[Scan]:
+    """Scans with their masks, by (defect, stem); missing and left-over masks are problems, not fatal."""
+    masks = dict(masks)
+    matched = [dataclasses.replace(scan, mask=masks.pop((scan.defect, scan.stem), None)) for scan in scans]
+    missing = [scan for scan in matched if scan.label == 1 and scan.mask is None]
+    if missing and not any(scan.mask for scan in matched):
+        problems.minor.append(f"{where}: found no masks; pixel metrics are left out")
+    else:
+        for scan in missing:
+            problems.minor.append(f"{scan.image or scan.xyz}: found no mask of this defective scan")
+    problems.minor.extend(f"{path}: found a mask without a scan" for path in masks.values())
+    return matched
+
+
+def category_folders(
+    path: Path, is_category: Callable[[Path], bool], *, category: str | None, layout: str, expected: str
+) -> list[Path]:
+    """``path`` itself, or its children that are categories; ``category`` (not None, not "all") picks one.
+
+    Raises:
+      InputError: nothing under ``path`` has this layout, or ``category`` is not among what has.
+    """
+    folders = [path] if is_category(path) else [child for child in subfolders(path) if is_category(child)]
+    if not folders:
+        raise InputError(f"{path}: found no data set of layout {layout}, expected {expected}")
+    if category is None or category == "all":
+        return folders
+    chosen = [folder for folder in folders if folder.resolve().name == category]
+    if not chosen:
+        names = ", ".join(folder.resolve().name for folder in folders)
+        raise InputError(f"category: found {category!r}, expected one of: {names}, all")
+    return chosen

@@ -1,0 +1,21 @@
+"""Process-wide JAX settings that the command line wants and a library must not impose."""
+
+from __future__ import annotations
+
+import os
+
+
+def prepare() -> None:
+    """Keep compiled programs between runs; call it before the first array.
+
+    They lie in ``$MUSCJAX_CACHE/programs`` (``~/.cache/muscjax/programs``). JAX's own
+    ``JAX_COMPILATION_CACHE_DIR`` has precedence. Device memory is taken as it is needed.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from muscjax.preprocess import cache_root
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,107 @@
+"""What every implementation of the min-distance kernel must do; ``test_kernels`` subclasses it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from muscjax import kernels
+from tests.reference import scoring as reference
+
+EPS = np.finfo(np.float32).eps
+
+
+def arrays(seed, a, m, b, l, c, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return (
+        (scale * rng.normal(size=(a, m, c))).astype(np.float32),
+        (scale * rng.normal(size=(b, l, c))).astype(np.float32),
+    )
+
+
+def bound(queries, references, factor):
+    """factor · ε · (|x|² + |y|²) with the largest norms of the set."""
+    norms = (queries**2).sum(-1).max() + (references**2).sum(-1).max()
+    return factor * EPS * norms
+
+
+class KernelSuite:
+    implementation: str
+    unit_roundoff = {"float32": EPS, "tf32": 2.0**-11, "bfloat16": 2.0**-8}
+
+    def call(self, *arrays, **keywords):
+        return jax.jit(
+            lambda *given: kernels.min_squared_distances(self.implementation)(*given, **keywords)
+        )(*arrays)
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 5, 3, 7, 4), (3, 49, 2, 49, 33)])
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+    def test_both_directions(self, shape, scale):
+        queries, references = arrays(0, *shape, scale=scale)
+        rows, cols = self.call(queries, references)
+        limit = bound(queries, references, 4)
+        assert np.abs(rows - reference.min_distances(queries, references) ** 2).max() <= limit
+        assert np.abs(cols - reference.min_distances(references, queries) ** 2).max() <= limit
+
+    def test_rows_alone_are_the_same_rows(self):
+        queries, references = arrays(1, 2, 9, 3, 8, 5)
+        rows, cols = self.call(queries, references, columns=False)
+        assert cols is None
+        np.testing.assert_array_equal(rows, self.call(queries, references)[0])
+
+    def test_invalid_patches_are_nobodys_neighbour(self):
+        queries, references = arrays(2, 2, 6, 3, 7, 5)
+        q_valid = np.random.default_rng(3).random((2, 6)) > 0.4
+        r_valid = np.random.default_rng(4).random((3, 7)) > 0.4
+        r_valid[1] = False
+        rows, cols = self.call(queries, references, q_valid, r_valid)
+        expected_rows = reference.min_distances(queries, references, r_valid) ** 2
+        expected_cols = reference.min_distances(references, queries, q_valid) ** 2
+        np.testing.assert_allclose(rows, expected_rows, rtol=1e-5)
+        np.testing.assert_allclose(cols, expected_cols, rtol=1e-5)
+        assert np.isinf(rows[:, :, 1]).all()
+
+    @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+    def test_near_duplicates(self, precision):
+        """Norms are those of the rounded operands, so near-duplicates stay near."""
+        queries, _ = arrays(5, 2, 16, 1, 1, 64)
+        queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
+        noise = np.random.default_rng(6).normal(size=queries.shape).astype(np.float32)
+        references = (queries + 1e-4 * noise).astype(np.float32)
+        rows, _ = self.call(queries, references, precision=precision)
+        roundoff = self.unit_roundoff[precision]
+        own = np.stack([rows[i, :, i] for i in range(2)])
+        difference = ((queries - references) ** 2).sum(-1)
+        # |d_rounded - d| is at most the rounding of both operands, the rest is the float32 product's.
+        limit = (np.sqrt(difference) + 2 * roundoff) ** 2 - difference + 8 * EPS
+        assert (np.abs(own - difference) <= limit).all()
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_refine_is_exact(self, precision):
+        queries, _ = arrays(7, 2, 12, 1, 1, 32)
+        references = np.concatenate([queries[:, ::-1], arrays(8, 2, 5, 1, 1, 32)[0]], axis=1)
+        rows, cols = self.call(queries, references, precision=precision, refine=True)
+        own = np.stack([rows[i, :, i] for i in range(2)])
+        back = np.stack([cols[i, :12, i] for i in range(2)])
+        np.testing.assert_array_equal(own, 0)
+        np.testing.assert_array_equal(back, 0)
+
+    def test_refine_keeps_invalid_references_at_infinity(self):
+        queries, references = arrays(9, 1, 4, 2, 3, 5)
+        valid = np.asarray([[True, False, True], [False, False, False]])
+        rows, _ = self.call(queries, references, None, valid, refine=True)
+        assert np.isinf(rows[:, :, 1]).all()
+        np.testing.assert_allclose(
+            rows[:, :, 0], reference.min_distances(queries, references, valid)[:, :, 0] ** 2, rtol=1e-6
+        )
+
+    def test_outputs_are_float32_and_not_negative(self):
+        queries, _ = arrays(10, 1, 8, 1, 1, 16, scale=30.0)
+        for precision in ("float32", "bfloat16"):
+            rows, cols = self.call(queries, queries, precision=precision)
+            assert rows.dtype == jnp.float32
+            assert cols.dtype == jnp.float32
+            assert float(rows.min()) >= 0
+            assert float(cols.min()) >= 0

@@ -1,0 +1,142 @@
+"""From the shapes in a checkpoint to the architecture; one damaged tensor must not mislead it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from muscjax.backbones import point_mae, vit
+from muscjax.errors import InputError
+from weights_convert.rules import Shape
+
+# What the tensors of a family do not tell. CLIP is run at 518 as in MuSc where its patch divides that.
+_FAMILY: dict[str, dict[str, Any]] = {
+    "dino": {},
+    "dinov2": {"layer_scale": True},
+    "deit": {"interpolation": "half_pixel"},
+    "clip": {
+        "activation": "quick_gelu",
+        "pre_norm": True,
+        "patch_bias": False,
+        "final_norm": False,
+        "mean": vit.CLIP_MEAN,
+        "std": vit.CLIP_STD,
+    },
+}
+
+
+def thirds(depth: int) -> tuple[int, ...]:
+    """The last block of each third: 3, 7, 11 of 12 and 7, 15, 23 of 24."""
+    return tuple(sorted({max(depth * i // 3 - 1, 0) for i in (1, 2, 3)}))
+
+
+def image_spec(
+    family: str,
+    defaults: Mapping[str, Any],
+    found: Mapping[str, Shape],
+    depth: int,
+    *,
+    projected: bool,
+    overrides: Mapping[str, Any],
+) -> vit.Spec:
+    """A vision transformer.
+
+    Args:
+      family: one of ``dino dinov2 deit clip``.
+      defaults: what the layout's code base sets.
+      found: target name -> shape that the source tensor would give.
+      depth: number of blocks.
+      projected: the checkpoint is one that must hold CLIP's projection.
+      overrides: fields that the caller (or a config.json) states.
+    """
+    width = _vote(shape[-1] for name, shape in found.items() if name.endswith(".scale") or name == "cls")
+    hidden = _vote(
+        (shape[-1] for name, shape in found.items() if name.endswith("fc1.bias")), default=4 * width
+    )
+    patch = round((found.get("patch.kernel", (768,))[0] / 3) ** 0.5)
+    grid = round(max(found.get("positions", (197, width))[0] - 1, 1) ** 0.5)
+    values: dict[str, Any] = {
+        "patch_size": patch,
+        "width": width,
+        "depth": depth,
+        "heads": max(width // 64, 1),
+        "image_size": grid * patch,
+        "mlp_ratio": hidden / width,
+        "registers": found.get("registers", (0,))[0],
+        "taps": thirds(depth),
+        "input_size": grid * patch,
+        "family": family,
+    }
+    if family == "clip":
+        values["input_size"] = 518 if patch == 14 else grid * patch
+    if projected or "projection.kernel" in found:
+        values["projection"] = _projection(found.get("projection.kernel"), width)
+    values |= defaults
+    values |= _FAMILY[family]
+    values |= overrides
+    return vit.Spec(**values)
+
+
+def point_spec(found: Mapping[str, Shape], depth: int, *, overrides: Mapping[str, Any]) -> point_mae.Spec:
+    """A Point-MAE encoder; arguments as :func:`image_spec`."""
+    width = _vote(shape[-1] for name, shape in found.items() if name.startswith("block_") and "norm" in name)
+    hidden = _vote(
+        (shape[-1] for name, shape in found.items() if name.endswith("fc1.bias")), default=4 * width
+    )
+    values: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "heads": max(width // 64, 1),
+        "mlp_ratio": hidden / width,
+        "taps": thirds(depth),
+    }
+    return point_mae.Spec(**(values | dict(overrides)))
+
+
+def beside(path: Path, layout: str) -> dict[str, Any]:
+    """Fields that a Hugging Face ``config.json`` and ``preprocessor_config.json`` beside a file state.
+
+    Raises:
+      InputError: one of them is there and cannot be read.
+    """
+    if not layout.startswith("hf"):
+        return {}
+    config = _json(path.parent / "config.json")
+    vision = config.get("vision_config") or config
+    prepare = _json(path.parent / "preprocessor_config.json")
+    fields: dict[str, Any] = {
+        "heads": vision.get("num_attention_heads"),
+        "eps": vision.get("layer_norm_eps"),
+        "activation": vision.get("hidden_act"),
+        "mean": _triple(prepare.get("image_mean")),
+        "std": _triple(prepare.get("image_std")),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _triple(value: Any) -> tuple[float, ...] | None:
+    return tuple(map(float, value)) if isinstance(value, list) and len(value) == 3 else None
+
+
+def _projection(shape: Shape | None, width: int) -> int:
+    if shape is None:
+        return width
+    return shape[0] if shape[0] != width and shape[1] == width else shape[1]
+
+
+def _vote(values: Iterable[int], *, default: int = 0) -> int:
+    counted = Counter(values)
+    return counted.most_common(1)[0][0] if counted else default
