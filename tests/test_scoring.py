@@ -3,7 +3,6 @@ import functools
 
 import chex
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscjax import scoring
+from tests.budget import largest_intermediate
 from tests.reference import scoring as reference
 
 SYMMETRIC = scoring.Plan("symmetric", block=3, tile=2)
@@ -182,18 +182,6 @@ def test_the_plan_follows_the_budget():
     assert scoring.plan(3000, (784,), memory_budget=4 << 30).kind == "rows"
     with pytest.raises(ValueError, match="too small"):
         scoring.plan(3000, (784, 1024), memory_budget=64 << 20)
-
-
-def largest_intermediate(jaxpr):
-    """Bytes of the largest array that any equation of the program makes, inner programs included."""
-    largest = 0
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            shape = getattr(variable.aval, "shape", ())
-            largest = max(largest, int(np.prod(shape)) * variable.aval.dtype.itemsize)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            largest = max(largest, largest_intermediate(inner))
-    return largest
 
 
 @pytest.mark.parametrize(("n", "budget"), [(16, 64 << 20), (150, 1 << 30), (600, 1 << 30)])

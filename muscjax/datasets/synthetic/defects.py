@@ -145,7 +145,7 @@ def _print(surface: Surface, plane: Plane, rng) -> Surface:
     """A print where none belongs: a doubled or misplaced code."""
     site = _site(surface, plane, rng, margin=4.0, steepest=1.2)
     word = "".join(DIGITS[int(i)] for i in rng.integers(0, len(DIGITS), int(rng.integers(3, 5))))
-    height = float(rng.uniform(3.6, 4.6))
+    height = float(rng.uniform(3.4, 4.2))
     ink = smoothstep(0.72, 0.38, text_distance(word, site.a, site.b, height))
     ink *= np.clip(0.85 + 0.2 * plane.noise(rng, scale=1.0), 0.0, 1.0)
     colour = (0.035, 0.035, 0.045) if _tone(surface, ink) > 0.22 else (0.60, 0.60, 0.58)
@@ -179,7 +179,7 @@ def _bulge(surface: Surface, plane: Plane, rng) -> Surface:
 def _warp(surface: Surface, plane: Plane, rng) -> Surface:
     """A lifted piece of the rim."""
     site = _site(surface, plane, rng, margin=2.0, rim=True)
-    area = _area(surface, plane, rng, 0.018, 0.030) / 0.64
+    area = _area(surface, plane, rng, 0.014, 0.026) / 0.64
     # About half of the patch hangs over the outline.
     level = np.clip(_blob(site, rng, 2.0 * area, ragged=0.05), 0.0, 1.0)
     lift = float(rng.uniform(1.6, 2.6)) * (1.0 - (1.0 - level) ** 2) ** 2

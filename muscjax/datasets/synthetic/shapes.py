@@ -136,14 +136,14 @@ def knob(plane: Plane, rng) -> Surface:
     u, v = plane.u / size, plane.v / size
     r, theta = _polar(Plane(u, v, plane.cell))
     skirt = 30.5 - r
-    height = plateau(skirt, 8.0, 0.8)
+    height = plateau(skirt, 10.0, 0.8)
     flutes = 18
     grip = 22.4 + 0.85 * np.cos(flutes * theta)
     body = grip - r
-    height = np.maximum(height, np.where(body > 0, plateau(body, 20.0, 1.6), 0.0))
+    height = np.maximum(height, np.where(body > 0, plateau(body, 17.0, 4.2), 0.0))
     top = r < 18.0
-    height = np.where(top, 18.6 - 1.2 * (1.0 - (r / 18.0) ** 2), height)
-    height = np.where((r >= 18.0) & (r < 19.2), 18.6 + 1.4 * (r - 18.0) / 1.2, height)
+    height = np.where(top, 16.0 - 1.2 * (1.0 - (r / 18.0) ** 2), height)
+    height = np.where((r >= 18.0) & (r < 19.2), np.minimum(16.0 + (r - 18.0) / 1.2, height), height)
     line = (np.abs(v) < 1.0) & (u > 6.0) & (u < 16.6)
     height = height - 0.5 * line
     inside = skirt > 0

@@ -1,0 +1,18 @@
+"""Reading a program's memory off its jaxpr, without running it."""
+
+from __future__ import annotations
+
+import jax.extend
+import numpy as np
+
+
+def largest_intermediate(jaxpr) -> int:
+    """Bytes of the largest array that any equation of the program makes, inner programs included."""
+    largest = 0
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            shape = getattr(variable.aval, "shape", ())
+            largest = max(largest, int(np.prod(shape)) * variable.aval.dtype.itemsize)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            largest = max(largest, largest_intermediate(inner))
+    return largest
