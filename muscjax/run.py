@@ -221,13 +221,16 @@ def write_maps(
     Returns:
         The maps at source size where ``metric_size`` asks for them, else an empty list.
     """
+    import jax
+
     from muscjax import maps
 
+    to_source = jax.jit(maps.to_source, static_argnums=1)
     limits = heat_limits(list(anomaly_maps))
 
     def one(position: int) -> np.ndarray:
         scan, frame = scans[position], prepared[position].frame
-        full = np.asarray(maps.to_source(anomaly_maps[position], frame))
+        full = np.asarray(to_source(anomaly_maps[position], frame))
         outputs.write_map(outputs.map_path(out, scan.name), full)
         if request.overlays:
             picture = _picture(scan, request)

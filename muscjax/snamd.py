@@ -36,7 +36,7 @@ def uniform_weight(distance: Array) -> Array:
 
 def mean_degrees(degrees: list[Array]) -> Array:
     """Degrees, each (rows, C), to one level (1, rows, C): their plain mean (2D, released)."""
-    return (sum(degrees[1:], degrees[0]) * np.float32(1 / len(degrees)))[None]
+    return (sum(degrees[1:], degrees[0]) * (1 / len(degrees)))[None]
 
 
 def pool_degrees(degrees: list[Array]) -> Array:

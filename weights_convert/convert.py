@@ -142,21 +142,18 @@ def plan(
         if rule.part is None and (target := rule.op.target(shapes[key])) is not None
     }
     family = _family(family, table, found, names, path)
-    stated = infer.beside(path, layout.name) | {k: v for k, v in overrides.items() if v is not None}
+    stated = {name: value for name, value in overrides.items() if value is not None}
     depth = _depth(layout, matches)
     try:
         if table == "point_mae":
             spec: params.Spec = infer.point_spec(found, depth, overrides=stated)
         else:
             text = any(layout.ignores(name) and "position_ids" not in name for name in names.values())
+            projected = family == "clip" and (layout.name == "openai" or text)
             spec = infer.image_spec(
-                family,
-                dict(layout.spec),
-                found,
-                depth,
-                projected=family == "clip" and (layout.name == "openai" or text),
-                overrides=stated,
+                family, dict(layout.spec), found, depth, projected=projected, overrides=stated
             )
+            spec = dataclasses.replace(spec, **(infer.beside(path, layout.name, spec) | stated))
     except TypeError as error:
         raise InputError(f"{path}: {error}") from None
     if spec.width % spec.heads:
@@ -236,7 +233,7 @@ def _family(stated: str | None, table: str, found, names, path: Path) -> str:
         guess = table
     elif sum(".scale" in name[-8:] and name[-1:] in "12" for name in found) > 0:
         guess = "dinov2"
-    elif any(re.match(r"(head|classifier)\.", name) for name in names.values()):
+    elif any(re.fullmatch(r"(head|classifier)\.(weight|bias)", name) for name in names.values()):
         guess = "deit"
     else:
         guess = "dino"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muscjax.backbones import point_mae, vit
+from muscjax.backbones.layers import ACTIVATIONS
 from muscjax.errors import InputError
 from weights_convert.rules import Shape
 
@@ -50,7 +51,7 @@ def image_spec(
       found: target name -> shape that the source tensor would give.
       depth: number of blocks.
       projected: the checkpoint is one that must hold CLIP's projection.
-      overrides: fields that the caller (or a config.json) states.
+      overrides: fields that the caller states.
     """
     width = _vote(shape[-1] for name, shape in found.items() if name.endswith(".scale") or name == "cls")
     hidden = _vote(
@@ -96,24 +97,42 @@ def point_spec(found: Mapping[str, Shape], depth: int, *, overrides: Mapping[str
     return point_mae.Spec(**(values | dict(overrides)))
 
 
-def beside(path: Path, layout: str) -> dict[str, Any]:
-    """Fields that a Hugging Face ``config.json`` and ``preprocessor_config.json`` beside a file state.
+def beside(path: Path, layout: str, spec: vit.Spec) -> dict[str, Any]:
+    """Fields that Hugging Face's or timm's configuration files beside a checkpoint state.
 
     Raises:
-      InputError: one of them is there and cannot be read.
+      InputError: one of them cannot be read, describes another network or an unknown activation.
     """
-    if not layout.startswith("hf"):
-        return {}
     config = _json(path.parent / "config.json")
-    vision = config.get("vision_config") or config
+    if not layout.startswith("hf"):
+        stated = config.get("pretrained_cfg")
+        stated = stated if isinstance(stated, dict) else {}
+        return _stated({name: _triple(stated.get(name)) for name in ("mean", "std")})
+    vision = config.get("vision_config", config)
+    vision = vision if isinstance(vision, dict) else {}
+    for name, found in (("hidden_size", spec.width), ("num_hidden_layers", spec.depth)):
+        if vision.get(name, found) != found:
+            raise InputError(
+                f"{path.parent / 'config.json'}: {name} is {vision[name]}, but {path.name} has {found}"
+            )
+    activation = vision.get("hidden_act")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise InputError(
+            f"{path.parent / 'config.json'}: hidden_act {activation} is not one of {[*ACTIVATIONS]}"
+        )
     prepare = _json(path.parent / "preprocessor_config.json")
-    fields: dict[str, Any] = {
-        "heads": vision.get("num_attention_heads"),
-        "eps": vision.get("layer_norm_eps"),
-        "activation": vision.get("hidden_act"),
-        "mean": _triple(prepare.get("image_mean")),
-        "std": _triple(prepare.get("image_std")),
-    }
+    return _stated(
+        {
+            "heads": vision.get("num_attention_heads"),
+            "eps": vision.get("layer_norm_eps"),
+            "activation": activation,
+            "mean": _triple(prepare.get("image_mean")),
+            "std": _triple(prepare.get("image_std")),
+        }
+    )
+
+
+def _stated(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from muscjax.backbones.params import replacing, sha256
@@ -169,18 +170,19 @@ def _from_hub(source: Source, *, progress: bool) -> Path:
     kept = f"{source.repository}@commit"
     revision = (recorded(kept) if source.revision == "main" else None) or source.revision
     with _quiet(bars=progress):
-        options = {
-            "repo_id": source.repository,
-            "filename": source.file,
-            "revision": revision,
-            "endpoint": hub(),
-        }
+        download = partial(
+            huggingface_hub.hf_hub_download,
+            source.repository,
+            source.file,
+            revision=revision,
+            endpoint=hub(),
+        )
         try:
-            path = Path(huggingface_hub.hf_hub_download(**options, local_files_only=True))
+            path = Path(download(local_files_only=True))
         except FileNotFoundError:
             # The client tries for half a minute before it gives up; one request tells at once.
             _reach(source.address(revision))
-            path = Path(huggingface_hub.hf_hub_download(**options))
+            path = Path(download())
     if source.revision == "main" and recorded(kept) is None and path.parent.parent.name == "snapshots":
         record(kept, path.parent.name)
     verify(path, source.key, source.sha256)

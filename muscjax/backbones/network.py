@@ -14,15 +14,11 @@ from muscjax.backbones.layers import HIGHEST, Implementation
 from muscjax.errors import InputError
 from muscjax.types import Cloud, PointGroups
 
-
-def _callable_pytree(cls):
-    """A frozen dataclass whose ``params`` are traced and whose other fields are static."""
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    static = [field.name for field in dataclasses.fields(cls) if field.name != "params"]
-    return jax.tree_util.register_dataclass(cls, data_fields=["params"], meta_fields=static)
+_RUN = ("spec", "taps", "final_norm", "dtype", "precision", "implementation")
 
 
-@_callable_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=[*_RUN, "image_size"])
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageBackbone:
     """``backbone(images (B, H, W, 3)) -> tokens (S, B, M, C)`` float32.
 
@@ -52,7 +48,8 @@ class ImageBackbone:
         return self.image_size // self.spec.patch_size
 
 
-@_callable_pytree
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=[*_RUN, "batch_norm"])
+@dataclasses.dataclass(frozen=True, eq=False)
 class PointBackbone:
     """``backbone(cloud, groups) -> tokens (S, G, C)`` float32, for one cloud; see :class:`ImageBackbone`."""
 
@@ -144,5 +141,4 @@ def _point_tokens(backbone: PointBackbone, cloud: Cloud, groups: PointGroups) ->
 
 
 def _options(backbone: ImageBackbone | PointBackbone) -> dict[str, Any]:
-    names = ("spec", "taps", "final_norm", "dtype", "precision", "implementation")
-    return {name: getattr(backbone, name) for name in names}
+    return {name: getattr(backbone, name) for name in _RUN}

@@ -177,8 +177,8 @@ def _header(path: Path, found: dict[str, str] | None) -> dict[str, str]:
 def _spec(path: Path, fields: dict[str, str]) -> Spec:
     kinds: dict[str | None, type[Spec]] = {"image": vit.Spec, "points": point_mae.Spec}
     try:
-        values = json.loads(fields["architecture"])
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        stored = json.loads(fields["architecture"])
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
         return kinds[fields["kind"]](**values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: header field architecture cannot be read ({_one_line(error)})") from None

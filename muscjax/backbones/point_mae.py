@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def features(
         implementation,
     )
     neighbourhood = cloud.points[groups.indices] - groups.centers[:, None, :]
-    tapped = model.apply({"params": params}, neighbourhood, groups.centers, groups.valid)
+    tapped = cast(Any, model.apply)({"params": params}, neighbourhood, groups.centers, groups.valid)
     return jnp.where(groups.valid[None, :, None], jnp.stack(tapped), jnp.zeros((), dtype))
 
 

@@ -7,7 +7,7 @@ written by ``weights_convert`` and loaded by :mod:`muscjax.backbones.registry`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -231,7 +231,7 @@ def _run(params, images, spec, taps, final_norm, dtype, precision, implementatio
         precision,
         implementation,
     )
-    tapped, token = model.apply({"params": params}, normalise(images, spec=spec).astype(dtype))
+    tapped, token = cast(Any, model.apply)({"params": params}, normalise(images, spec=spec).astype(dtype))
     return Output(jnp.stack(tapped)[:, :, 1 + spec.registers :], token)
 
 
