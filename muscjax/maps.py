@@ -210,9 +210,7 @@ def blur(map: Array, *, form: Literal["uint8", "float", "none"] = "uint8") -> Ar
 
 def blur_uint8(levels: Array) -> Array:
     """The integer function inside ``blur``: (H, W) uint32 in 0..255 to the same."""
-    whole_weight, share, half = (
-        jnp.uint32(v) for v in (_FIXED_WHOLE, _FIXED_SHARE, 1 << (_FIXED_BITS - 1))
-    )
+    whole_weight, share, half = (jnp.uint32(v) for v in (_FIXED_WHOLE, _FIXED_SHARE, 1 << (_FIXED_BITS - 1)))
 
     # Nothing wraps: the nine weights sum to at most 2^24, so a pass holds at most 255·2^24 + 2^23 < 2^32;
     # shifted, that is at most 255 again.

@@ -148,7 +148,9 @@ def _window_sums(
 def _half_ring(ring: int) -> list[tuple[int, int]]:
     """One of each pair of opposite shifts at Chebyshev distance ``ring``."""
     span = range(-ring, ring + 1)
-    return [(dy, dx) for dy in range(ring + 1) for dx in span if (dy, dx) > (0, 0) and max(dy, abs(dx)) == ring]
+    return [
+        (dy, dx) for dy in range(ring + 1) for dx in span if (dy, dx) > (0, 0) and max(dy, abs(dx)) == ring
+    ]
 
 
 def _inside(h: int, w: int, dy: int, dx: int) -> np.ndarray:

@@ -228,21 +228,25 @@ def simple_histograms(
 
 
 def _pair_angles(here: jax.Array, normal: jax.Array, there: Vector, other: Vector) -> Vector:
-    """θ, α, φ of points (3, B) against their neighbours, components (k, B); see ``simple_histograms``."""
+    """θ, α, φ of points (3, B) against their neighbours, components (k, B); see ``simple_histograms``.
+
+    The frame u, v, w is not formed. With a = u·line, b = n·line, c = u·n and s = |line × u|:
+    θ = atan2(b - a·c, s·c), α = line·(u × n) / s, φ = a; the other end as source turns (a, b) into (-b, -a)
+    and keeps c and the triple product. So the choice of the source selects among finished scalars: where
+    both ends are equally close, and rounding decides, each result is still that of one of them.
+    """
     line = _subtract(there, here)
-    length = jnp.sqrt(_dot(line, line))
-    unit = _divide(line, length)
-    own = tuple(jnp.broadcast_to(c[None], length.shape) for c in normal)
-    first, second = _dot(own, unit), _dot(other, unit)
-    swap = jnp.abs(first) < jnp.abs(second)
-    u, n = _where(swap, other, own), _where(swap, own, other)
-    unit = _where(swap, tuple(-c for c in unit), unit)
-    v = _cross(unit, u)
-    sine = jnp.sqrt(_dot(v, v))
-    v = _divide(v, sine)
-    theta = jnp.arctan2(_dot(_cross(u, v), n), _dot(u, n))
-    angles = theta, _dot(v, n), jnp.where(swap, -second, first)
-    return _where(sine > jnp.float32(_PARALLEL), angles, (jnp.zeros_like(sine),) * 3)
+    line = _divide(line, jnp.sqrt(_dot(line, line)))
+    own = tuple(jnp.broadcast_to(c[None], line[0].shape) for c in normal)
+    a, b, c = _dot(own, line), _dot(other, line), _dot(own, other)
+    across, across_other = _cross(line, own), _cross(line, other)
+    swap = jnp.abs(a) < jnp.abs(b)
+    squared = jnp.where(swap, _dot(across_other, across_other), _dot(across, across))
+    framed = squared > jnp.float32(_PARALLEL**2)
+    sine = jnp.sqrt(jnp.where(framed, squared, jnp.float32(1.0)))
+    theta = jnp.arctan2(jnp.where(swap, b * c - a, b - a * c), sine * c)
+    angles = theta, _dot(across, other) / sine, jnp.where(swap, -b, a)
+    return _where(framed, angles, (jnp.zeros_like(sine),) * 3)
 
 
 def weighted_histograms(

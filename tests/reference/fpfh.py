@@ -20,7 +20,7 @@ def neighbours(points, valid, k, radius):
         distance = np.where(valid, np.sqrt(((points - here) ** 2).sum(axis=1)), np.inf)
         order = np.argsort(distance, kind="stable")
         near = [j for j in order[:k] if distance[j] <= radius]
-        gaps = np.abs(distance[valid] - radius) / radius
+        gaps = np.abs(distance[valid] / radius - 1)
         edge = distance[order[k - 1 : k + 1]]
         tie = (
             edge[1] - edge[0] if len(edge) == 2 and np.isfinite(edge).all() and edge[0] <= radius else np.inf
@@ -96,7 +96,7 @@ def spfh(points, normal, found, margin):
     return histograms, clear
 
 
-def fpfh(points, valid, config, *, scale=1.0, margin=1e-4):
+def fpfh(points, valid, config, *, scale=1.0, margin=3e-5):
     """(P, 33) descriptors and ``safe`` (P,) of the module's docstring; 0 and not safe where not valid."""
     points = np.asarray(points, np.float64)
     normal, normal_clear = normals(points, valid, config.normal_neighbours, config.normal_radius * scale)

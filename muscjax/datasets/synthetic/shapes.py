@@ -106,7 +106,7 @@ def housing(plane: Plane, rng) -> Surface:
     height = smooth_max(height, plateau(18.0 - r, 21.0, 1.5), 2.5)
     bore = 10.5
     height = np.where(r < bore + 1.0, np.minimum(height, 20.0 + (r - bore)), height)
-    height = np.where(r < bore, 10.0 + 1.4 * smoothstep(4.2, 4.0, r), height)
+    height = np.where(r < bore, 15.2 + 1.4 * smoothstep(4.2, 4.0, r), height)
     bolt = 2.7
     height = np.where(boss < bolt, 6.6, height)
     raised = text_distance("A-356", u, v - 20.0, 4.2)
