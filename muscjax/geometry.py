@@ -15,8 +15,19 @@ import numpy as np
 from jax import lax
 
 from muscjax.errors import InputError
-from muscjax.selection import smallest
+from muscjax.neighbours import nearest
 from muscjax.types import Cloud, Surface
+
+__all__ = [
+    "bucket_size",
+    "cloud_from_xyz",
+    "farthest_points",
+    "foreground_of",
+    "nearest",
+    "normalise",
+    "resample_index",
+    "resample_nearest",
+]
 
 _ORIGIN_RADIUS_SQ = 1e-3  # of the CUDA operator that the released code calls
 
@@ -203,167 +214,3 @@ def farthest_points(
     index = jnp.concatenate([first[None], picks])
     distinct = jnp.concatenate([jnp.any(valid)[None], further])
     return index, distinct
-
-
-def nearest(
-    queries: jax.Array,
-    points: jax.Array,
-    valid: jax.Array,
-    k: int,
-    *,
-    radius: jax.Array | float | None = None,
-    query_valid: jax.Array | None = None,
-    chunk: int = 1024,
-) -> tuple[jax.Array, jax.Array]:
-    """The k nearest valid points of each query: exact, by direct squared differences.
-
-    Ascending; the lowest index first among ties, so a query that is itself a point finds itself first
-    (unless a duplicate precedes it). Direct differences, because the expanded square loses the order of
-    near neighbours. Large clouds are searched leaf by leaf (see ``_search``) until no leaf that is left can
-    hold a nearer point; nothing is assumed about a camera or a grid.
-
-    Args:
-      queries: (Q, 3) float32.
-      points: (P, 3) float32.
-      valid: (P,) bool.
-      k: static; may exceed P.
-      radius: points farther than this are left out (hybrid search); a scalar in the unit of the points.
-      query_valid: (Q,) bool; no time is spent on the other queries, whose answer is empty.
-      chunk: queries that are searched together, static. It bounds the memory, not the result.
-
-    Returns:
-      indices (Q, k) int32 and Euclidean distances (Q, k) float32. Where fewer than k points exist, the
-      remaining slots repeat the nearest index at distance inf (index 0 where there is none).
-    """
-    chex.assert_shape([queries, points], (None, 3))
-    queries, points, valid = jnp.asarray(queries), jnp.asarray(points), jnp.asarray(valid)
-    count = queries.shape[0]
-    query_valid = jnp.ones((count,), bool) if query_valid is None else jnp.asarray(query_valid)
-    limit = jnp.float32(jnp.inf) if radius is None else jnp.square(jnp.asarray(radius, jnp.float32))
-    # Few queries lie far apart, each with its own leaves; many lie close together and share them.
-    tile = 1 if 4 * count <= points.shape[0] else _LEAF
-
-    low = jnp.min(jnp.where(valid[:, None], points, jnp.inf), axis=0)
-    high = jnp.max(jnp.where(valid[:, None], points, -jnp.inf), axis=0)
-    leaves = _leaves(points, valid, low, high)
-    order = jnp.argsort(jnp.where(query_valid, hilbert_index(queries, low, high), _BEYOND))
-    order = order if tile > 1 else jnp.arange(count)
-    size = -(-min(count, chunk) // tile) * tile
-    padding = (0, -count % size)
-    blocks = jnp.pad(queries[order], (padding, (0, 0))).reshape(-1, size // tile, tile, 3)
-    present = jnp.pad(query_valid[order], padding).reshape(-1, size // tile, tile)
-
-    squared, index = lax.map(lambda block: _search(*block, leaves, k, limit), (blocks, present))
-    place = jnp.zeros((count,), jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
-    squared, index = (a.reshape(-1, k)[place] for a in (squared, index))
-    index = jnp.where(jnp.isfinite(squared), index, index[:, :1])
-    return index, jnp.sqrt(squared)
-
-
-_LEAF = 32  # points; smaller leaves prune more and cost more bookkeeping
-_ROUND = 32  # leaves that a tile of queries looks at together
-_BEYOND = 1 << 30  # sorts after every Hilbert index
-
-
-@chex.dataclass(frozen=True)
-class _Leaves:
-    """Points in runs along a space-filling curve, each run with its bounding box."""
-
-    x: jax.Array  # (L, 32) float32, and so y and z; inf where there is no point
-    y: jax.Array
-    z: jax.Array
-    ids: jax.Array  # (L, 32) int32, rows of the cloud
-    low: jax.Array  # (L, 3) float32; inf for an empty leaf
-    high: jax.Array  # (L, 3) float32; -inf for an empty leaf
-
-
-def _leaves(points: jax.Array, valid: jax.Array, low: jax.Array, high: jax.Array) -> _Leaves:
-    order = jnp.argsort(jnp.where(valid, hilbert_index(points, low, high), _BEYOND))
-    padding = (0, -points.shape[0] % _LEAF)
-    there = jnp.pad(valid[order], padding).reshape(-1, _LEAF, 1)
-    xyz = jnp.pad(points[order], (padding, (0, 0))).reshape(-1, _LEAF, 3)
-    xyz = jnp.where(there, xyz, jnp.inf)
-    return _Leaves(
-        x=xyz[..., 0],
-        y=xyz[..., 1],
-        z=xyz[..., 2],
-        ids=jnp.pad(order.astype(jnp.int32), padding).reshape(-1, _LEAF),
-        low=jnp.min(xyz, axis=1),
-        high=jnp.max(jnp.where(there, xyz, -jnp.inf), axis=1),
-    )
-
-
-def _search(
-    queries: jax.Array, present: jax.Array, leaves: _Leaves, k: int, limit: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """k smallest squared distances and ids, (T·t, k), of T tiles of t queries (T, t, 3).
-
-    Each round a tile looks at its nearest leaves that are left. It ends when, for every query, the nearest
-    leaf that is left is farther than the k-th neighbour found: that proves the answer.
-    """
-    tiles, per_tile, _ = queries.shape
-    count = leaves.low.shape[0]
-    take = min(_ROUND, count)
-    low = jnp.min(jnp.where(present[..., None], queries, jnp.inf), axis=1)[:, None]
-    high = jnp.max(jnp.where(present[..., None], queries, -jnp.inf), axis=1)[:, None]
-    gap = jnp.maximum(jnp.maximum(leaves.low[None] - high, low - leaves.high[None]), 0)
-    # The box's distance is rounded otherwise than a point's; the margin is eight roundings.
-    bound = jnp.sum(gap * gap, axis=-1) * jnp.float32(1 - 1e-6)
-    numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None, :], bound.shape)
-    x, y, z = (queries[..., a, None] for a in range(3))
-
-    def unfinished(state):
-        bound, squared, _ = state
-        worst = jnp.where(present, jnp.minimum(squared[:, k - 1].reshape(present.shape), limit), -1.0)
-        left = jnp.min(bound, axis=1)
-        return jnp.any(jnp.isfinite(left) & (left <= jnp.max(worst, axis=1)))
-
-    def look(state):
-        bound, squared, index = state
-        nearest_bound, chosen = smallest(bound, numbers, take)
-        last = nearest_bound[:, -1:], chosen[:, -1:]
-        done = (bound < last[0]) | ((bound == last[0]) & (numbers <= last[1]))
-        empty = ~jnp.isfinite(nearest_bound)[:, None, :, None]
-        dx, dy, dz = (leaves[a][chosen].reshape(tiles, 1, -1) - q for a, q in (("x", x), ("y", y), ("z", z)))
-        found = (dx * dx + dy * dy + dz * dz).reshape(tiles, per_tile, take, _LEAF)
-        found = jnp.where(empty | (found > limit), jnp.inf, found).reshape(tiles * per_tile, -1)
-        ids = jnp.broadcast_to(leaves.ids[chosen][:, None], (tiles, per_tile, take, _LEAF))
-        candidates = jnp.concatenate([squared, found], axis=1)
-        ids = jnp.concatenate([index, ids.reshape(tiles * per_tile, -1)], axis=1)
-        squared, index = smallest(candidates, ids, k)
-        return jnp.where(done, jnp.inf, bound), squared, index
-
-    rows = tiles * per_tile
-    start = bound, jnp.full((rows, k), jnp.inf, jnp.float32), jnp.zeros((rows, k), jnp.int32)
-    _, squared, index = lax.while_loop(unfinished, look, start)
-    return squared, index
-
-
-def hilbert_index(points: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """(P, 3) to (P,) int32: place along a Hilbert curve of 1024³ cells over the cube at ``low``.
-
-    Consecutive places are neighbours in space. J. Skilling, "Programming the Hilbert curve" (2004).
-    """
-    side = jnp.maximum(jnp.max(high - low), jnp.finfo(jnp.float32).tiny)
-    cell = jnp.clip((points - low[None]) / side * 1024, 0, 1023).astype(jnp.int32)
-    axes = [cell[:, a] for a in range(3)]
-    for bit in reversed(range(1, 10)):
-        lower = (1 << bit) - 1
-        for a in range(3):
-            set_ = (axes[a] >> bit) & 1 == 1
-            swap = (axes[0] ^ axes[a]) & lower
-            axes[0], other = (
-                jnp.where(set_, axes[0] ^ lower, axes[0] ^ swap),
-                jnp.where(set_, axes[a], axes[a] ^ swap),
-            )
-            axes[a] = other if a else axes[0]
-    axes[1] = axes[1] ^ axes[0]
-    axes[2] = axes[2] ^ axes[1]
-    turn = jnp.zeros_like(axes[0])
-    for bit in reversed(range(1, 10)):
-        turn = jnp.where((axes[2] >> bit) & 1 == 1, turn ^ ((1 << bit) - 1), turn)
-    index = jnp.zeros_like(turn)
-    for bit in reversed(range(10)):
-        for a in range(3):
-            index = (index << 1) | (((axes[a] ^ turn) >> bit) & 1)
-    return index

@@ -87,7 +87,7 @@ def write_map(path: str | os.PathLike, anomaly_map: np.ndarray) -> None:
     values = np.ascontiguousarray(anomaly_map, dtype=np.float32)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise ValueError(f"{path}: map of shape {values.shape}, expected two axes of finite numbers")
-    with _replaced(path) as file:
+    with replaced(path) as file:
         tifffile.imwrite(
             file, values, compression="zlib", photometric="minisblack", metadata=None, software=False
         )
@@ -114,7 +114,7 @@ def write_overlay(
     picture = overlay(image, anomaly_map, limits=limits)
     if legend and picture.shape[0] >= 128:
         picture = np.concatenate([picture, _legend(picture.shape[0], limits)], axis=1)
-    with _replaced(path) as file:
+    with replaced(path) as file:
         Image.fromarray(picture).save(file, format="PNG", compress_level=6)
 
 
@@ -173,7 +173,7 @@ def write_scores(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> 
     writer = csv.writer(text)
     writer.writerow(columns)
     writer.writerows([_cell(row.get(c)) for c in columns] for row in rows)
-    with _replaced(path) as file:
+    with replaced(path) as file:
         file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -187,7 +187,7 @@ def _cell(value: Any) -> Any:
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """`plain` of ``obj`` as indented JSON; NaN and infinity become null, so that every reader accepts it."""
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with _replaced(path) as file:
+    with replaced(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
@@ -365,7 +365,7 @@ def plain(obj: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file that appears under ``path`` when the block ends well, and not at all otherwise."""
     path = Path(path)
     with _one_line(path):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
+import json
 import os
 import tempfile
-import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,36 +85,29 @@ def plane(xyz: np.ndarray, *, config: CleanConfig = CleanConfig()) -> tuple[np.n
         return None, "border points lie on one line"
     normal = normal[usable]
     shift = -(normal * center[usable]).sum(axis=1)
-    count = np.concatenate(
-        [
-            np.count_nonzero(np.abs(_signed(points, n, d)) < config.inlier_m, axis=1)
-            for n, d in zip(_blocks(normal), _blocks(shift), strict=True)
-        ]
-    )
-    tied = np.flatnonzero(count == count.max())[:64]  # on a perfect plane every hypothesis ties
-    distance = np.abs(_signed(points, normal[tied], shift[tied]))
-    inlier = distance < config.inlier_m
-    best = np.argmin(np.where(inlier, np.square(distance), 0).sum(axis=1))
+    x, y, z = np.ascontiguousarray(points.T, np.float32)
+
+    def distances(a: np.float32, b: np.float32, c: np.float32, d: np.float32) -> np.ndarray:
+        distance = a * x
+        distance += b * y
+        distance += c * z
+        distance += d
+        return np.abs(distance, out=distance)
+
+    # one hypothesis at a time: its distances stay in the processor's cache, and no BLAS thread is woken
+    hypotheses = np.column_stack([normal, shift]).astype(np.float32)
+    count = np.array([np.count_nonzero(distances(*row) < config.inlier_m) for row in hypotheses])
+    tied = hypotheses[count == count.max()]
+    residual = [np.square(d[d < config.inlier_m]).sum() for d in (distances(*row) for row in tied)]
+    inlier = distances(*tied[np.argmin(residual)]) < config.inlier_m
     support = count.max() / len(points)
     if support < config.min_support:
         return None, f"no plane on the border: the best one holds {100 * support:.0f} % of its points"
-    member = points[inlier[best]]
+    member = points[inlier]
     center = member.mean(axis=0)
     normal = np.linalg.eigh((member - center).T @ (member - center))[1][:, 0]
     normal = normal * (np.sign(normal[np.argmax(np.abs(normal))]))
     return np.append(normal, -normal @ (center + origin)), ""
-
-
-def _blocks(array: np.ndarray, size: int = 64) -> list[np.ndarray]:
-    """Rows in pieces: distances of 64 planes stay in the processor's cache, those of 1000 do not."""
-    return [array[start : start + size] for start in range(0, len(array), size)]
-
-
-def _signed(points: np.ndarray, normal: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Signed distances (I, Q) float32 of points (Q, 3) from planes (I, 3), (I,)."""
-    distance = normal.astype(np.float32) @ points.T.astype(np.float32)
-    distance += shift.astype(np.float32)[:, None]
-    return distance
 
 
 def largest_cluster(points: np.ndarray, *, eps: float, min_points: int) -> np.ndarray:
@@ -304,7 +297,7 @@ def cached_foreground(
     """
     digest = hashlib.sha256(content)
     digest.update(f"{units} {config}".encode())
-    path = (cache_dir or cache_root()) / "foreground" / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
+    path = (cache_dir or cache_root()) / "foreground" / digest.hexdigest()[:2] / f"{digest.hexdigest()}.mask"
     entry = _read_entry(path)
     if entry is not None:
         return entry
@@ -318,25 +311,29 @@ def cached_foreground(
 
 
 def _read_entry(path: Path) -> Foreground | None:
+    """The entry at ``path``; None where there is none, or where it does not carry its own checksum."""
     try:
-        with np.load(path, allow_pickle=False) as entry:
-            height, width = (int(side) for side in entry["shape"])
-            mask = np.unpackbits(entry["bits"], count=height * width).astype(bool).reshape(height, width)
-            return Foreground(mask, str(entry["note"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        content = path.read_bytes()
+    except OSError:
         return None
+    checksum, body = content[:32], content[32:]
+    if hashlib.sha256(body).digest() != checksum:
+        return None
+    header, _, bits = zlib.decompress(body).partition(b"\n")
+    said = json.loads(header)
+    height, width = said["hw"]
+    mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=height * width)
+    return Foreground(mask.astype(bool).reshape(height, width), said["note"])
 
 
 def _write_entry(path: Path, found: Foreground) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, shape=np.array(found.mask.shape), bits=np.packbits(found.mask), note=np.array(found.note)
-    )
+    header = json.dumps({"hw": found.mask.shape, "note": found.note}).encode()
+    body = zlib.compress(header + b"\n" + np.packbits(found.mask).tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue())
+            file.write(hashlib.sha256(body).digest() + body)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _BITS = 31  # of a non-negative float32
+_RUN = 32
 
 
 def smallest(values: jax.Array, ids: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -24,21 +25,34 @@ def smallest(values: jax.Array, ids: jax.Array, k: int) -> tuple[jax.Array, jax.
     Returns:
       values (Q, k) float32 and ids (Q, k) int32; inf and 0 where the row has fewer finite entries.
     """
+    return sort_pairs(*select(values, ids, k))
+
+
+def select(values: jax.Array, ids: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """What ``smallest`` gives, in the order in which the row holds it."""
     bits = lax.bitcast_convert_type(values, jnp.int32)  # ordered as the floats are, since none is negative
     chosen = _chosen(bits, ids, k) if k < values.shape[1] else jnp.isfinite(values)
-    slot = jnp.where(chosen, jnp.cumsum(chosen, axis=1, dtype=jnp.int32) - 1, k)
-    position = jax.vmap(lambda s: _scatter(s, k))(slot)
+    position = jax.vmap(lambda row: first_true(row, k))(chosen)
     there = position >= 0
     position = jnp.maximum(position, 0)
     values = jnp.where(there, jnp.take_along_axis(values, position, axis=1), jnp.float32(jnp.inf))
-    ids = jnp.where(there, jnp.take_along_axis(ids, position, axis=1), 0)
-    return sort_pairs(values, ids)
+    return values, jnp.where(there, jnp.take_along_axis(ids, position, axis=1), 0)
 
 
-def _scatter(slot: jax.Array, k: int) -> jax.Array:
-    """Where the entry of each slot 0..k-1 lies: (k,), -1 for a slot that no entry has."""
-    entry = jnp.arange(slot.shape[0], dtype=jnp.int32)
-    return jnp.full((k,), -1, jnp.int32).at[slot].set(entry, mode="drop")
+def first_true(mask: jax.Array, count: int) -> jax.Array:
+    """Positions of the first ``count`` true entries of (C,), ascending: (count,) int32, then -1."""
+    slot = jnp.where(mask, _running_count(mask) - 1, count)
+    entry = jnp.arange(mask.shape[0], dtype=jnp.int32)
+    return jnp.full((count,), -1, jnp.int32).at[slot].set(entry, mode="drop")
+
+
+def _running_count(mask: jax.Array) -> jax.Array:
+    """Inclusive cumulative sum of (C,) bool: int32. A product with a triangle beats XLA's windowed sum."""
+    runs = jnp.pad(mask, (0, -mask.shape[0] % _RUN)).reshape(-1, _RUN).astype(jnp.float32)
+    triangle = jnp.triu(jnp.ones((_RUN, _RUN), jnp.float32))
+    within = jnp.matmul(runs, triangle, precision=lax.Precision.HIGHEST)
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return (within + before[:, None]).reshape(-1)[: mask.shape[0]].astype(jnp.int32)
 
 
 def _chosen(bits: jax.Array, ids: jax.Array, k: int) -> jax.Array:
@@ -49,7 +63,7 @@ def _chosen(bits: jax.Array, ids: jax.Array, k: int) -> jax.Array:
     def halve(_, bounds):
         low, high = bounds  # at most k-1 values lie at or below low; k or more at or below high
         middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle[:, None], axis=1, dtype=jnp.int32) >= k
+        enough = jnp.sum(bits <= middle[:, None], axis=1, dtype=jnp.float32) >= k
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     start = jnp.full((rows,), -1, jnp.int32), jnp.full((rows,), inf, jnp.int32)

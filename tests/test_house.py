@@ -16,8 +16,10 @@ PACKAGE = Path(muscjax.__file__).parent
 CORE = {
     "ordering": set(),
     "kernels": set(),
-    "geometry": set(),
-    "ipg": {"geometry"},
+    "selection": set(),
+    "neighbours": {"selection"},
+    "geometry": {"neighbours"},
+    "ipg": {"geometry", "selection"},
     "snamd": {"geometry"},
     "scoring": {"kernels", "ordering"},
     "cae": {"ordering"},

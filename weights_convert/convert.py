@@ -148,10 +148,15 @@ def plan(
         if table == "point_mae":
             spec: params.Spec = infer.point_spec(found, depth, overrides=stated)
         else:
-            text = any(layout.ignores(name) and "position_ids" not in name for name in names.values())
-            projected = family == "clip" and (layout.name == "openai" or text)
+            tower = any(layout.ignores(name) and "position_ids" not in name for name in names.values())
             spec = infer.image_spec(
-                family, dict(layout.spec), found, depth, projected=projected, overrides=stated
+                family,
+                dict(layout.spec),
+                found,
+                depth,
+                projected=family == "clip" and (layout.name == "openai" or tower),
+                text=_text_projection(shapes),
+                overrides=stated,
             )
             spec = dataclasses.replace(spec, **(infer.beside(path, layout.name, spec) | stated))
     except TypeError as error:
@@ -226,6 +231,14 @@ def _square(shapes: Mapping[str, Shape], names: Mapping[str, str]) -> bool:
     """timm's registers come with positions for the patches alone."""
     rows = [shapes[key][1] for key, name in names.items() if name == "pos_embed" and len(shapes[key]) == 3]
     return bool(rows) and round(rows[0] ** 0.5) ** 2 == rows[0] and "reg_token" not in names.values()
+
+
+def _text_projection(shapes: Mapping[str, Shape]) -> int | None:
+    """Channels that CLIP's two towers share, as the text tower has them."""
+    for key, axis in (("text_projection.weight", 0), ("text_projection", 1)):
+        if len(shapes.get(key, ())) == 2:
+            return shapes[key][axis]
+    return None
 
 
 def _family(stated: str | None, table: str, found, names, path: Path) -> str:

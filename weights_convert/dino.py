@@ -74,7 +74,7 @@ LAYOUTS = (
         "timm-registers",
         _TIMM_REGISTERS,
         (r"head\..*", r"mask_token"),
-        (("eps", 1e-6), ("interpolation", "antialias")),
+        (("eps", 1e-6), ("interpolation", "dino")),
     ),
     Layout(
         "hf-vit",

@@ -41,6 +41,7 @@ def image_spec(
     depth: int,
     *,
     projected: bool,
+    text: int | None,
     overrides: Mapping[str, Any],
 ) -> vit.Spec:
     """A vision transformer.
@@ -51,6 +52,7 @@ def image_spec(
       found: target name -> shape that the source tensor would give.
       depth: number of blocks.
       projected: the checkpoint is one that must hold CLIP's projection.
+      text: channels of the text tower's projection, where it is there.
       overrides: fields that the caller states.
     """
     width = _vote(shape[-1] for name, shape in found.items() if name.endswith(".scale") or name == "cls")
@@ -74,9 +76,11 @@ def image_spec(
     if family == "clip":
         values["input_size"] = 518 if patch == 14 else grid * patch
     if projected or "projection.kernel" in found:
-        values["projection"] = _projection(found.get("projection.kernel"), width)
+        values["projection"] = _projection(found.get("projection.kernel"), width, text)
     values |= defaults
     values |= _FAMILY[family]
+    if values["registers"]:
+        values["interpolation"] = "antialias"  # both code bases do so for the models with registers
     values |= overrides
     return vit.Spec(**values)
 
@@ -150,10 +154,17 @@ def _triple(value: Any) -> tuple[float, ...] | None:
     return tuple(map(float, value)) if isinstance(value, list) and len(value) == 3 else None
 
 
-def _projection(shape: Shape | None, width: int) -> int:
+def _projection(shape: Shape | None, width: int, text: int | None) -> int:
+    """Channels of the projected class token: the text tower's, else what the tensor itself says.
+
+    Published sizes are multiples of 64; a tensor that was cut short must not pass for a smaller one.
+    """
+    if text is not None:
+        return text
     if shape is None:
         return width
-    return shape[0] if shape[0] != width and shape[1] == width else shape[1]
+    size = shape[0] if shape[0] != width and shape[1] == width else shape[1]
+    return max(round(size / 16) * 16, 16)
 
 
 def _vote(values: Iterable[int], *, default: int = 0) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -76,7 +77,7 @@ class Rule:
         return re.sub(r"\\(.)", r"\1", self.pattern.replace(r"(\d+)", str(block)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """All rows of one way to name the parameters of a family, and what else such files hold."""
 
@@ -85,15 +86,13 @@ class Layout:
     ignored: tuple[str, ...] = ()  # regular expressions of keys that are read past and listed
     spec: tuple[tuple[str, object], ...] = ()  # what this code base sets and no tensor tells
 
-    def match(self, key: str) -> list[tuple[Rule, int | None]]:
+    @lru_cache(maxsize=1 << 14)  # noqa: B019 (layouts are module constants)
+    def match(self, key: str) -> tuple[tuple[Rule, int | None], ...]:
         """The rows that read a key, with the block's number."""
-        found = []
-        for rule in self.rules:
-            hit = re.fullmatch(rule.pattern, key)
-            if hit:
-                found.append((rule, int(hit.group(1)) if hit.groups() else None))
-        return found
+        hits = [(rule, re.fullmatch(rule.pattern, key)) for rule in self.rules]
+        return tuple((rule, int(hit[1]) if hit.groups() else None) for rule, hit in hits if hit)
 
+    @lru_cache(maxsize=1 << 14)  # noqa: B019
     def ignores(self, key: str) -> bool:
         return any(re.fullmatch(pattern, key) for pattern in self.ignored)
 

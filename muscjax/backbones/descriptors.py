@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from muscjax import geometry
+from muscjax import geometry, windows
 from muscjax.config import FpfhConfig
 from muscjax.types import Cloud, PointGroups
 
@@ -38,8 +38,8 @@ def fpfh(
       config: radii and counts; ``unit="relative"`` multiplies the radii by the largest distance of a working
         point from the cloud's centroid.
       grid_hw: (height, width) of the grid that ``pixel`` of the searched points refers to: the working grid,
-        or the sensor's with ``full_resolution``. None: ``pixel`` is not used, neighbours are found by brute
-        force.
+        or the sensor's with ``full_resolution``. It only makes the search for neighbours faster. None:
+        ``pixel`` is not used (an unorganised cloud).
 
     Returns:
       (1, G, 33) float32; a group without any pair (an empty cloud, a lone point) is 0.
@@ -88,7 +88,8 @@ def point_fpfh(
       points: (P, 3) float32, metres, camera at the origin.
       valid: (P,) bool.
       pixel: (P,) int32, flat pixel of ``grid_hw``; read only where ``grid_hw`` is given.
-      config: ``unit`` and ``full_resolution`` are not read here.
+      config: radii and counts. As in Open3D a point counts among its own neighbours, so 100 of them make 99
+        pairs. ``unit`` and ``full_resolution`` are not read here.
       scale: metres per unit of the radii.
       grid_hw: see ``fpfh``.
       rows: (Q,) int32, the points to return; None: all of them.
@@ -98,29 +99,23 @@ def point_fpfh(
       pairs and 100 from its neighbours'; both are 0 where there are none. 0 for points that are not valid.
     """
     scale = jnp.asarray(scale, jnp.float32)
+    normal_radius = jnp.float32(config.normal_radius) * scale
+    feature_radius = jnp.float32(config.feature_radius) * scale
+    # One search serves both steps: the nearest of the longer list are the shorter one.
     count = max(config.normal_neighbours, config.feature_neighbours)
-    index, distance = _neighbours(points, valid, pixel, count, grid_hw=grid_hw)
-    distance = jnp.where(valid[:, None], distance, jnp.float32(jnp.inf))
+    radius = jnp.maximum(normal_radius, feature_radius)
+    if grid_hw is None:
+        index, distance = geometry.nearest(points, points, valid, count, radius=radius, query_valid=valid)
+    else:
+        index, distance = windows.nearest_on_grid(points, valid, pixel, count, grid_hw=grid_hw, radius=radius)
 
     near = (slice(None), slice(config.normal_neighbours))
-    normals = oriented_normals(
-        points, index[near], distance[near], radius=jnp.float32(config.normal_radius) * scale
-    )
+    normals = oriented_normals(points, index[near], distance[near], radius=normal_radius)
     near = (slice(None), slice(config.feature_neighbours))
     index, distance = index[near], distance[near]
-    distance = jnp.where(
-        distance <= jnp.float32(config.feature_radius) * scale, distance, jnp.float32(jnp.inf)
-    )
+    distance = jnp.where(distance <= feature_radius, distance, jnp.float32(jnp.inf))
     spfh = simple_histograms(points, normals, index, distance)
     return weighted_histograms(spfh, index, distance, rows=rows)
-
-
-def _neighbours(
-    points: jax.Array, valid: jax.Array, pixel: jax.Array, count: int, *, grid_hw: tuple[int, int] | None
-) -> tuple[jax.Array, jax.Array]:
-    """The ``count`` nearest of each point, itself among them: (P, count) int32 and float32 metres."""
-    del pixel, grid_hw
-    return geometry.nearest(points, points, valid, count)
 
 
 def oriented_normals(

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,7 @@ def kind_of(spec: Spec) -> Kind:
     return "image" if isinstance(spec, vit.Spec) else "points"
 
 
+@lru_cache(maxsize=64)
 def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Every flat name and shape of an architecture."""
     return vit.shapes(spec) if isinstance(spec, vit.Spec) else point_mae.shapes(spec)
@@ -60,10 +62,16 @@ def header(spec: Spec, **fields: str) -> dict[str, str]:
 
 def save(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write flat tensors and a header under a temporary name, then rename."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, temporary, dict(metadata))
+        try:
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in tensors.items()}, temporary, dict(metadata)
+            )
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be written ({_one_line(error)})") from None
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -129,10 +137,11 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        try:
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         temporary.unlink(missing_ok=True)
 

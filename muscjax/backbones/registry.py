@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from muscjax.backbones import params, point_mae, vit
-from muscjax.backbones.fetch import Source, cache_dir, download_path, fetch, recorded, verify
+from muscjax.backbones.fetch import Source, cache_dir, download_path, fetch, record, recorded, verify
 from muscjax.backbones.layers import HIGHEST, Implementation
 from muscjax.backbones.network import ImageBackbone, PointBackbone, image_backbone, point_backbone
 from muscjax.errors import InputError
@@ -298,7 +298,8 @@ def ensure(entry: Entry, *, progress: bool = True) -> Path:
             },
             name=entry.name,
         )
-        verify(temporary, key)
+        # Made from a verified source, so it replaces what an earlier conversion left on record.
+        record(key, params.sha256(temporary))
     return path
 
 

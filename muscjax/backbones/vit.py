@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from muscjax.backbones import layers
@@ -136,25 +137,35 @@ def interpolate_positions(
     side, (h, w) = spec.grid, grid
     if (h, w) == (side, side):
         return positions
+    # DINO asks torch for a scale, not for a size, and adds 0.1 against rounding: the samples shift.
+    offset = 0.1 if spec.interpolation == "dino" else 0.0
+    low_pass = spec.interpolation == "antialias"
+    rows, columns = (_cubic_weights(side, n, (n + offset) / side, low_pass=low_pass) for n in grid)
     stored = positions.reshape(side, side, -1)
-    shape = (h, w, stored.shape[-1])
-    if spec.interpolation == "antialias":
-        out = jax.image.resize(stored, shape, "cubic", antialias=True, precision=precision)
-    else:
-        # DINO asks torch for a scale, not for a size, and adds 0.1 against rounding: the samples shift.
-        offset = 0.1 if spec.interpolation == "dino" else 0.0
-        scale = jnp.array([(h + offset) / side, (w + offset) / side], jnp.float32)
-        out = jax.image.scale_and_translate(
-            stored,
-            shape,
-            (0, 1),
-            scale,
-            jnp.zeros(2, jnp.float32),
-            "cubic-pytorch",
-            antialias=False,
-            precision=precision,
-        )
-    return out.reshape(h * w, -1)
+    return jnp.einsum("ir,jc,rck->ijk", rows, columns, stored, precision=precision).reshape(h * w, -1)
+
+
+def _cubic_weights(stored: int, wanted: int, scale: float, *, low_pass: bool) -> np.ndarray:
+    """PyTorch's bicubic along one axis as a matrix (wanted, stored), from float64.
+
+    Sample i lies at (i + 0.5)/scale - 0.5. Plain: a = -0.75 and taps outside count for the end.
+    ``low_pass`` (antialias=True): a = -0.5, the kernel is as wide as a coarser sample, taps outside are
+    left out and the rest sums to 1. ``jax.image`` has both, but rounds sample positions to float32.
+    """
+    a = -0.5 if low_pass else -0.75
+    width = max(1 / scale, 1.0) if low_pass else 1.0
+    sample = (np.arange(wanted) + 0.5) / scale - 0.5
+    margin = 0 if low_pass else 3
+    taps = np.arange(-margin, stored + margin)
+    d = np.abs(sample[:, None] - taps) / width
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    kernel = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    weights = np.zeros((wanted, stored))
+    np.add.at(weights, (slice(None), taps.clip(0, stored - 1)), kernel)
+    if low_pass:
+        weights /= weights.sum(axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 def normalise(images: jax.Array, *, spec: Spec) -> jax.Array:
@@ -210,7 +221,7 @@ def features(
 
     Arguments and errors as :func:`forward`; blocks after the last tap are not computed.
     """
-    last = max(spec.taps if taps is None else taps) + 1
+    last = max(spec.taps if taps is None else taps, default=0) + 1
     return _run(params, images, spec, taps, final_norm, dtype, precision, implementation, last).tokens
 
 

@@ -3,7 +3,8 @@
 from muscjax.datasets.images import Images, prefetch
 from muscjax.datasets.layouts import LAYOUTS, open_dataset
 from muscjax.datasets.loading import image_hw, load_image, load_mask, load_xyz, xyz_hw
-from muscjax.datasets.prepare import (
+from muscjax.datasets.tree import Dataset, Modality, Scan
+from muscjax.datasets.working import (
     Kind,
     Prepared,
     frame_of,
@@ -13,7 +14,6 @@ from muscjax.datasets.prepare import (
     prepare_image,
     working_sizes,
 )
-from muscjax.datasets.tree import Dataset, Modality, Scan
 
 __all__ = [
     "LAYOUTS",

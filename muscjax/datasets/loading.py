@@ -5,7 +5,10 @@ Whatever is wrong with a file becomes one ``InputError`` line that names it.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,34 +23,41 @@ if TYPE_CHECKING:
 
 Units = Literal["m", "mm", "auto"]
 FAR = 10.0  # a median distance above it is read as millimetres: no sensor works at 10 m, none at 10 mm
+MOST_POINTS = 1 << 26  # beyond any sensor; a damaged header may claim gigabytes
+
+# The decoders also log what they raise; without a handler that would go to stderr, in many lines
+for _name in ("tifffile", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+@contextlib.contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a decoder raises within becomes one line about ``path``.
+
+    Decoders of damaged files raise nearly any type: OSError, SyntaxError, TypeError, struct.error, ...
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if "imagecodecs" in reason:
+            reason = f"its compression needs the package imagecodecs (pip install imagecodecs): {reason}"
+        raise InputError(f"{path}: not a readable {kind}: {reason}") from None
 
 
 def _open_image(path: Path, *, decode: bool) -> PillowImage:
     """The image at ``path``; the file is closed again. Only its header is read unless ``decode``."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            if decode:
-                image.load()
-            return image
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    # Pillow raises all of these for damaged files, depending on the format and the damage
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        ArithmeticError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(f"{path}: not a readable image: {_reason(error)}") from None
+    with _readable(path, "image"), Image.open(path) as image:
+        if decode:
+            image.load()
+        return image
 
 
 def image_hw(path: Path) -> tuple[int, int]:
@@ -122,16 +132,12 @@ def xyz_hw(path: Path) -> tuple[int, int]:
     """
     import tifffile
 
-    try:
+    with _readable(path, "XYZ map"):
         if path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         else:
             with tifffile.TiffFile(path) as file:
                 shape = file.series[0].shape
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
-        raise InputError(f"{path}: not a readable XYZ map: {_reason(error)}") from None
     _check_shape(path, shape)
     return shape[0], shape[1]
 
@@ -153,12 +159,8 @@ def load_xyz(path: Path, *, units: Units = "auto") -> np.ndarray:
 
 def read_bytes(path: Path) -> bytes:
     """The file as it is; InputError where it cannot be read."""
-    try:
+    with _readable(path, "file"):
         return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarray:
@@ -167,20 +169,14 @@ def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarr
 
     if units not in ("m", "mm", "auto"):
         raise InputError(f"units: found {units!r}, expected m, mm or auto")
-    try:
+    with _readable(path, "XYZ map"):
         if path.suffix.lower() == ".npy":
             stored = np.load(io.BytesIO(content), allow_pickle=False)
         else:
-            # one worker: the caller's threads are parallel over files
-            stored = tifffile.imread(io.BytesIO(content), maxworkers=1)
-    except Exception as error:
-        if "imagecodecs" in str(error):
-            raise InputError(
-                f"{path}: compressed in a way that needs the package imagecodecs (pip install imagecodecs): "
-                f"{_reason(error)}"
-            ) from None
-        # the decoders raise nearly any type for damaged content: TiffFileError, struct.error, zlib.error, ...
-        raise InputError(f"{path}: not a readable XYZ map: {_reason(error)}") from None
+            with tifffile.TiffFile(io.BytesIO(content)) as file:
+                _check_shape(path, file.series[0].shape)
+                # one worker: the caller's threads are parallel over files
+                stored = file.series[0].asarray(maxworkers=1)
     _check_shape(path, stored.shape)
     if stored.dtype.kind not in "fiu":
         raise InputError(f"{path}: found an XYZ map of type {stored.dtype}, expected real numbers")
@@ -203,6 +199,10 @@ def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarr
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise InputError(f"{path}: found an XYZ map of shape {tuple(shape)}, expected (height, width, 3)")
+    if shape[0] * shape[1] > MOST_POINTS:
+        raise InputError(
+            f"{path}: found an XYZ map of {_by(shape[:2])} points, expected at most {MOST_POINTS}"
+        )
 
 
 def _by(hw: tuple[int, ...]) -> str:

@@ -1,1 +1,1 @@
-"""Small PyTorch models with published parameter names, to test against; imported only where torch is there."""
+"""Small PyTorch models with published parameter names; imported only where torch is there."""

@@ -255,7 +255,9 @@ class PointMAE(nn.Module):
         if classifier:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
             self.cls_pos = nn.Parameter(torch.zeros(1, 1, width))
-            self.cls_head_finetune = nn.Sequential(nn.Linear(2 * width, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+            self.cls_head_finetune = nn.Sequential(
+                nn.Linear(2 * width, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+            )
 
     def forward(self, neighbourhood: torch.Tensor, centers: torch.Tensor) -> list[torch.Tensor]:
         """Groups (G, K, 3) relative to their centres (G, 3); tokens (G, C) after every block."""

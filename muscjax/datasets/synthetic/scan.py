@@ -101,7 +101,7 @@ def render(
     light = draw_lighting(lamps)
     bench = cam.mat(size, benches)
     # One ceiling for both versions of a scan: the ray march must not depend on the defect.
-    ceiling = float(surface.height.max()) + 3.0
+    ceiling = float(surface.height.max()) + 4.0
     lit = key_shadow(surface.height, light, camera.cell, ceiling)
     reached = cam.projector_light(surface, camera, ceiling)
     seen = cam.project(surface, camera, ceiling)

@@ -101,12 +101,12 @@ def housing(plane: Plane, rng) -> Surface:
     # Ribs run from the dome to the bosses and fall off outwards.
     along = (np.abs(u) * 25.0 + np.abs(v) * 17.0) / 30.23
     across = np.abs(np.abs(u) * 17.0 - np.abs(v) * 25.0) / 30.23
-    rib = np.where(along < 27.0, 19.0 - 0.30 * along, 0.0) - 6.0 * smoothstep(0.9, 2.1, across)
+    rib = np.where(along < 27.0, 17.2 - 0.20 * along, 0.0) - 6.0 * smoothstep(0.9, 2.1, across)
     height = smooth_max(height, np.where(across < 2.2, rib, 0.0), 2.0)
-    height = smooth_max(height, plateau(18.0 - r, 21.0, 1.5), 2.5)
+    height = smooth_max(height, plateau(18.0 - r, 17.6, 1.8), 2.5)
     bore = 10.5
-    height = np.where(r < bore + 1.0, np.minimum(height, 20.0 + (r - bore)), height)
-    height = np.where(r < bore, 15.2 + 1.4 * smoothstep(4.2, 4.0, r), height)
+    height = np.where(r < bore + 1.0, np.minimum(height, 16.6 + (r - bore)), height)
+    height = np.where(r < bore, 12.6 + 1.4 * smoothstep(4.2, 4.0, r), height)
     bolt = 2.7
     height = np.where(boss < bolt, 6.6, height)
     raised = text_distance("A-356", u, v - 20.0, 4.2)
@@ -316,7 +316,7 @@ def gear(plane: Plane, rng) -> Surface:
     height = height - 4.6 * web
     height = smooth_max(height, plateau(10.0 - r, 18.0, 0.9), 1.0)
     drive = _box(u, v, 4.2, 4.2, 0.8)
-    height = np.where(drive > 0, 8.0, height)
+    height = np.where(drive > 0, 13.2, height)
     middle = (theta + fifth) % fifth - fifth / 2
     gate = smoothstep(1.5, 1.1, np.hypot(middle * r, r - 16.4))
     height = height + 0.7 * gate

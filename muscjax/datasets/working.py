@@ -150,13 +150,16 @@ def prepare(
     image = None
     if modality != "points":
         image = _image(scan, frame, _image_size(config), removed=None if points is None else points.removed)
-    cloud, foreground = (None, None) if points is None else _cloud(scan, frame, points, config)
+    cloud = foreground = sensor_hw = None
+    if points is not None:
+        cloud, foreground, sensor_hw = _cloud(scan, frame, points, config)
     return Prepared(
         image=image,
         cloud=cloud,
         frame=frame,
         mask=load_truth(scan, frame),
         foreground=foreground,
+        sensor_hw=sensor_hw,
         notes=(points.note,) if points is not None and points.note else (),
     )
 
@@ -256,19 +259,23 @@ def _nearest_sample(pixels: int, samples: int) -> np.ndarray:
     return np.minimum((2 * np.arange(pixels) * samples + pixels) // (2 * pixels), samples - 1)
 
 
-def _cloud(scan: Scan, frame: Frame, points: _Clean, config: Config) -> tuple[Cloud, np.ndarray]:
+def _cloud(
+    scan: Scan, frame: Frame, points: _Clean, config: Config
+) -> tuple[Cloud, np.ndarray, tuple[int, int]]:
+    """The cloud, its pixels as a mask (H, W), and the size of the padded XYZ map."""
     from muscjax.geometry import cloud_from_xyz, resample_nearest
 
     _, pad = _padded_xyz(frame, points.foreground.shape, scan)
     sensor = np.pad(points.xyz, (*pad, (0, 0)))
     present = np.pad(points.foreground, pad)
-    xyz = resample_nearest(sensor, frame.working_hw)
     foreground = resample_nearest(present, frame.working_hw)
-    if not config.fpfh.full_resolution:
-        return cloud_from_xyz(xyz, foreground=foreground), foreground
-    return cloud_from_xyz(
-        xyz, foreground=foreground, sensor_xyz_m=sensor, sensor_foreground=present
-    ), foreground
+    cloud = cloud_from_xyz(
+        resample_nearest(sensor, frame.working_hw),
+        foreground=foreground,
+        sensor_xyz_m=sensor if config.fpfh.full_resolution else None,
+        sensor_foreground=present if config.fpfh.full_resolution else None,
+    )
+    return cloud, foreground, (sensor.shape[0], sensor.shape[1])
 
 
 def _padded_xyz(
