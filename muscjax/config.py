@@ -142,7 +142,7 @@ PRESETS = {"released": released, "paper": paper}
 
 
 def override(config: Config, *assignments: str) -> Config:
-    """Apply assignments such as ``"cae.confidence=false"`` or ``"snamd.degrees=[1,3]"``, in order.
+    """Apply assignments such as ``"cae.confidence=false"`` or ``"snamd.degrees=[1,3]"``, in order, then check.
 
     The value is TOML; a bare word stands for a string.
 
@@ -159,7 +159,7 @@ def override(config: Config, *assignments: str) -> Config:
             value = text.strip()
         stage, _, field = key.strip().partition(".")
         config = _merge(config, {stage: {field: value}} if field else {stage: value}, f"--set {assignment}")
-    return config
+    return _validated(config, "--set")
 
 
 def from_toml(path: str | Path) -> Config:
@@ -175,7 +175,7 @@ def from_toml(path: str | Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from None
     base = preset(tree.pop("preset", "released"))
-    return _merge(base, tree, str(path))
+    return _validated(_merge(base, tree, str(path)), str(path))
 
 
 def preset(name: str) -> Config:
@@ -203,7 +203,7 @@ def _merge(config: Config, tree: dict[str, Any], where: str) -> Config:
                 current, **{name: _typed(value, kinds[name], f"{where}: {stage}.{name}")}
             )
         config = dataclasses.replace(config, **{stage: current})
-    return _validated(config, where)
+    return config
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from muscjax import geometry
 from muscjax.errors import InputError
 from muscjax.types import Array, Frame
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _IDW_EPSILON = 1e-8  # added to the squared distance
 
-# Three boxes of radius 3.4375 are Pillow's GaussianBlur(4): seven whole pixels and a share of one at each end.
+# Pillow's GaussianBlur(4) is three boxes of radius 3.4375: seven whole pixels, a share of one at each end.
 _BOX_RADIUS = 3
 _BOX_WIDTH = 7.875
 _BOX_PASSES = 3
@@ -28,6 +29,7 @@ _FIXED_BITS = 24
 _FIXED_WHOLE = int((1 << _FIXED_BITS) / _BOX_WIDTH)
 _FIXED_SHARE = ((1 << _FIXED_BITS) - (2 * _BOX_RADIUS + 1) * _FIXED_WHOLE) // 2
 
+_FEW = 3  # neighbours up to which insertion beats selection; its fused program grows with their square
 _GROUP = 8  # centres whose minimum stands for them in the first search
 _BLOCK = 16  # group minima held at a time
 
@@ -68,10 +70,7 @@ def interpolate_points(
 ) -> Array:
     """Inverse-distance weighting of the nearest centres' scores, weight 1 / (d² + 1e-8).
 
-    The search is exact and sorts nothing. The k nearest centres lie in the k groups of eight with the
-    smallest minima, so a first walk over the centres keeps only those groups, and a second one over the
-    groups' members finds the neighbours. Memory is O(P), whatever G is. Squared distances are direct
-    differences. Ties go to the lowest index.
+    The search is exact, by direct differences; ties go to the lowest index.
 
     Args:
         scores: (G,) float32.
@@ -87,20 +86,35 @@ def interpolate_points(
     chex.assert_shape([centers, points], (None, 3))
     scores, centers, points = jnp.asarray(scores), jnp.asarray(centers), jnp.asarray(points)
     usable = jnp.asarray(centers_valid)
-    pad = -centers.shape[0] % (_GROUP * _BLOCK)
     # A centre at infinity is never among the nearest.
     centers = jnp.where(usable[:, None], centers, jnp.float32(jnp.inf))
-    centers = jnp.pad(centers, ((0, pad), (0, 0)), constant_values=jnp.inf)
-    scores = jnp.pad(jnp.where(usable, scores, 0), (0, pad))
-    members = centers.reshape(-1, _GROUP, 3)
-    query = (points[:, 0], points[:, 1], points[:, 2])
-    group, exists = _nearest_groups(query, members, neighbours)
-    table = jnp.concatenate([members, scores.reshape(-1, _GROUP, 1)], axis=-1).reshape(-1, _GROUP * 4).T
-    distance, score = _nearest_members(query, table, group, exists)
-    share = 1 / (distance + jnp.float32(_IDW_EPSILON))
+    scores = jnp.where(usable, scores, 0)
+    if neighbours <= _FEW:
+        squared, score = _few_nearest(scores, centers, points, neighbours)
+    else:
+        index, distance = geometry.nearest(points, centers, usable, neighbours)
+        squared, score = (distance * distance).T, scores[index].T
+    share = 1 / (squared + jnp.float32(_IDW_EPSILON))
     total = jnp.sum(share, axis=0)
     found = jnp.asarray(valid) & (total > 0)
     return jnp.where(found, jnp.sum(share * score, axis=0) / jnp.where(found, total, 1), 0)
+
+
+def _few_nearest(scores: Array, centers: Array, points: Array, count: int) -> tuple[Array, Array]:
+    """Squared distances and scores of the nearest centres: (count, P) each; inf where missing.
+
+    Sorts nothing: the k nearest centres lie in the k groups of eight with the smallest minima, so a walk over
+    the centres finds these groups, and a second one over their members the neighbours. Groups are runs of
+    consecutive centres, so that ties keep their order. Memory is O(P), whatever G is.
+    """
+    pad = -centers.shape[0] % (_GROUP * _BLOCK)
+    centers = jnp.pad(centers, ((0, pad), (0, 0)), constant_values=jnp.inf)
+    members = centers.reshape(-1, _GROUP, 3)
+    query = (points[:, 0], points[:, 1], points[:, 2])
+    group, exists = _nearest_groups(query, members, count)
+    member_scores = jnp.pad(scores, (0, pad)).reshape(-1, _GROUP, 1)
+    table = jnp.concatenate([members, member_scores], axis=-1).reshape(-1, _GROUP * 4).T
+    return _nearest_members(query, table, group, exists)
 
 
 def _squared(query: tuple[Array, ...], center: tuple[Array, ...]) -> Array:
@@ -221,7 +235,7 @@ def blur_uint8(levels: Array) -> Array:
 
 
 def _passes(map: Array, combine: Callable[[Array, Array], Array]) -> Array:
-    """Box passes along the last axis, then along the first: ``combine`` of whole pixels and of the two ends."""
+    """Box passes along rows, then columns: ``combine`` of the sums of whole pixels and of the two ends."""
     reach = _BOX_RADIUS + 1
     for axis in (1, 0):
         size = map.shape[axis]

@@ -115,7 +115,7 @@ def search_windows(
     reach = jnp.sqrt(jnp.minimum(squared[:, -1], limit))
     outside = distance_outside(points, valid, row, column, grid_hw=grid_hw, half_width=half_width)
     distinct = jnp.sum(ids >= 0) == jnp.sum(valid)  # two points at one pixel hide each other
-    return squared, index, valid & distinct & ((reach < outside) | jnp.isinf(outside))
+    return squared, index, valid & distinct & ((reach < outside) | (outside == jnp.inf))
 
 
 def distance_outside(
@@ -130,32 +130,24 @@ def distance_outside(
     """A lower bound on the distance from each point to any valid point outside its window: (P,) float32.
 
     Points beyond a line of pixels have a smallest and a largest slope x/z and y/z. With z > 0 they lie within
-    the half-spaces y ≥ s_min·z and y ≤ s_max·z, and so does the nearest of them. A pinhole camera makes these
+    the half-spaces y ≥ s_min·z and y ≤ s_max·z, no nearer than their faces. A pinhole camera makes these
     half-spaces touch the window, whatever the depths; another camera only makes the bound smaller. inf where
     the window holds the whole cloud.
     """
     infinite = jnp.float32(jnp.inf)
-    ahead = valid & (points[:, 2] > 0)
-    z = jnp.where(ahead, points[:, 2], jnp.float32(1.0))
+    z = jnp.where(points[:, 2] > 0, points[:, 2], jnp.float32(1.0))
+    # Both signs, so that only smallest slopes are needed and the camera's axes may point either way.
+    own = jnp.stack([points[:, 0], points[:, 1], -points[:, 0], -points[:, 1]])
+    slope = jnp.where(valid[None], own / z[None], infinite)
     bound = jnp.full(valid.shape, infinite)
     for line, size in ((row, grid_hw[0]), (column, grid_hw[1])):
-        for forward in (True, False):
-            separation = jnp.full(valid.shape, -infinite)
-            for axis in (0, 1):
-                own = points[:, axis]
-                slope = own / z
-                position = jnp.where(ahead, line if forward else size - 1 - line, size)
-                # Over all lines from each one on, with nothing beyond the last.
-                least = jnp.full((size,), infinite).at[position].min(slope, mode="drop")
-                largest = jnp.full((size,), -infinite).at[position].max(slope, mode="drop")
-                least, largest = lax.cummin(least, reverse=True), lax.cummax(largest, reverse=True)
-                first = jnp.where(ahead, position, 0) + half_width + 1
-                for extreme, sign in ((least, 1.0), (largest, -1.0)):
-                    s = extreme.at[first].get(mode="fill", fill_value=sign * jnp.inf)
-                    finite = jnp.isfinite(s)
-                    s = jnp.where(finite, s, jnp.float32(0.0))
-                    clear = jnp.float32(sign) * (s * z - own) - _ROUNDING * (jnp.abs(s * z) + jnp.abs(own))
-                    clear = clear * jnp.float32(1 - _ROUNDING) / jnp.sqrt(1 + s * s)
-                    separation = jnp.maximum(separation, jnp.where(finite, clear, infinite))
-            bound = jnp.minimum(bound, separation)
-    return jnp.where(jnp.all(ahead == valid), bound, -infinite)
+        least = jnp.full((4, size), infinite).at[:, line].min(slope)
+        ahead = jnp.arange(size)[None, :] - jnp.arange(size)[:, None]
+        for beyond in (ahead > half_width, ahead < -half_width):
+            s = jnp.min(jnp.where(beyond[None], least[:, None, :], infinite), axis=2)[:, line]
+            empty = jnp.isinf(s)
+            s = jnp.where(empty, jnp.float32(0.0), s)
+            clear = s * z[None] - own - _ROUNDING * (jnp.abs(s * z[None]) + jnp.abs(own))
+            clear = clear * jnp.float32(1 - _ROUNDING) / jnp.sqrt(1 + s * s)
+            bound = jnp.minimum(bound, jnp.max(jnp.where(empty, infinite, clear), axis=0))
+    return jnp.where(jnp.all((points[:, 2] > 0) | ~valid), bound, -infinite)

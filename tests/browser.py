@@ -32,7 +32,15 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-_CODES = {"Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+_CODES = {
+    "Escape": 27,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 # The browser reads file 3 and writes file 4.
 _ATTACH = (
     "import fcntl, os, sys\n"
@@ -80,9 +88,8 @@ class Page:
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a file in a window of that size and wait for its load event."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.resolve().as_uri())
@@ -95,19 +102,19 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, expression: str) -> None:
+    def wait(self, expression: str, *, seconds: float = 20.0) -> None:
         """Until the expression is true."""
+        end = time.monotonic() + seconds
         while not self.evaluate(expression):
-            if time.monotonic() > self._deadline:
-                raise TimeoutError(f"still not true: {expression}; {self.problems}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"not true after {seconds:g} s: {expression}; problems: {self.problems}")
             time.sleep(0.05)
 
     def press(self, key: str) -> None:
         """A key by its name in the DOM, such as ``ArrowLeft`` or ``s``."""
+        code = _CODES.get(key, ord(key[0].upper()))
         for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=_CODES.get(key, ord(key[0].upper()))
-            )
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def point(self, x: float, y: float) -> None:
         """Move the mouse there, in pixels of the window."""

@@ -114,7 +114,7 @@ def test_interpolate_ties_go_to_the_lowest_index(seed):
     np.testing.assert_allclose(found, reference.interpolate_points(*arguments), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("neighbours", [1, 2, 5, 40])
+@pytest.mark.parametrize("neighbours", [1, 4, 40])
 def test_interpolate_other_numbers_of_neighbours(neighbours):
     arguments = surface(1)
     found = _interpolate(*arguments, neighbours=neighbours)
@@ -158,8 +158,8 @@ def test_interpolate_padding_changes_nothing():
 
 def test_interpolate_a_center_keeps_its_score():
     scores, centers, usable, _, _ = surface(4)
-    found = _interpolate(scores, centers, usable, centers, usable)
-    np.testing.assert_allclose(found, np.where(usable, scores, 0), atol=1e-5)
+    found = _interpolate(scores, centers, usable, np.tile(centers, (3, 1)), np.tile(usable, 3))
+    np.testing.assert_allclose(found, np.tile(np.where(usable, scores, 0), 3), atol=1e-5)
 
 
 def test_interpolate_vmap():
@@ -207,7 +207,7 @@ def test_blur_golden(golden, size):
 
 
 @EITHER_WAY
-@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (5, 3), (23, 8)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (23, 8)])
 def test_blur_reference(shape, compiled):
     image = np.random.default_rng(0).random(shape).astype(np.float32)
     function = _blur if compiled else maps.blur

@@ -150,9 +150,10 @@ def _sizes():
 def test_image_only_equals_the_reference():
     images, _ = scans(6)
     features = extract.extract_images(images, image_tokens, small())
-    found = pipeline.score(Features(features, None), None, small(), grid_hw=(4, 4), map_hw=(32, 32))
+    settings = config.override(small(), "scoring.refine=true")
+    found = pipeline.score(Features(features, None), None, settings, grid_hw=(4, 4), map_hw=(32, 32))
     expected = np.mean([reference.mutual_scores(stage) for stage in features], axis=0)
-    np.testing.assert_allclose(found.image, expected, atol=1e-5)
+    np.testing.assert_allclose(found.image, expected, atol=1e-6)
 
 
 def test_identical_samples_score_alike():

@@ -1,4 +1,4 @@
-"""muscjax.report: hostile names, sizes, pictures that decode, both scales, and the page in a real browser."""
+"""muscjax.report: hostile names, sizes, pictures that decode, both scales, tables and figures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from muscjax import config, metrics, report
-from muscjax.colormap import depth_picture, heat, heat_limits, heat_table
+from muscjax.colormap import depth_picture, heat, heat_limits
 from muscjax.datasets import synthetic
 from muscjax.errors import InputError
 from muscjax.report import figures, tables
-from tests import browser
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -45,10 +44,10 @@ RECORD = {
 
 
 def scan(i: int, **changes) -> report.ReportScan:
-    """A grey picture of 60×80 with one hot square; the map's values are known: 0.0, 0.5 and 1.0."""
+    """A grey picture of 60×80 whose map is 0, 0.5 on a large field and 1.0 (or 0.7) on a small one."""
     heat_map = np.zeros((48, 64), np.float32)
-    heat_map[8:24, 8:24] = 0.5
-    heat_map[24:40, 32:48] = 1.0 if i == 0 else 0.7
+    heat_map[4:44, 4:30] = 0.5
+    heat_map[20:28, 44:52] = 1.0 if i == 0 else 0.7
     given = {
         "name": f"line/test/{i:03d}",
         "anomaly_map": heat_map,
@@ -100,12 +99,18 @@ class Elements(html.parser.HTMLParser):
 
     @property
     def planes(self) -> list[dict]:
-        return [json.loads(text) for attrs, text in self.all("script", type="application/json") if "id" not in attrs]
+        return [
+            json.loads(text)
+            for attrs, text in self.all("script", type="application/json")
+            if "id" not in attrs
+        ]
 
 
 def unpacked(plane: dict) -> np.ndarray:
     """What the page's script does: inflate, and add each row to the one above."""
-    rows = np.frombuffer(zlib.decompress(base64.b64decode(plane["data"])), np.uint8).reshape(plane["h"], plane["w"])
+    rows = np.frombuffer(zlib.decompress(base64.b64decode(plane["data"])), np.uint8).reshape(
+        plane["h"], plane["w"]
+    )
     return np.cumsum(rows, axis=0, dtype=np.uint8)
 
 
@@ -124,7 +129,11 @@ def test_names_stay_text_wherever_they_stand(tmp_path):
         title=HOSTILE[0],
         notes=HOSTILE,
         summaries=summaries,
-        record={**RECORD, "request": {"path": HOSTILE[2], HOSTILE[1]: HOSTILE[2]}, "versions": {HOSTILE[2]: HOSTILE[0]}},
+        record={
+            **RECORD,
+            "request": {"path": HOSTILE[2], HOSTILE[1]: HOSTILE[2]},
+            "versions": {HOSTILE[2]: HOSTILE[0]},
+        },
     )
     page = Elements(text)  # raises where the elements do not nest
     assert len(page.all("script")) == len(HOSTILE) + 2
@@ -153,7 +162,11 @@ def test_the_page_may_load_nothing_and_run_one_script(tmp_path):
 
 def test_every_picture_decodes_and_has_a_text(tmp_path):
     depth = np.full((30, 40), 90, np.uint8)
-    scans = [scan(0, depth=depth), scan(1, image=None, depth=depth), scan(2, image=np.zeros((900, 1200, 3), np.uint8))]
+    scans = [
+        scan(0, depth=depth),
+        scan(1, image=None, depth=depth),
+        scan(2, image=np.zeros((900, 1200, 3), np.uint8)),
+    ]
     page = Elements(write(tmp_path / "r.html", scans))
     sizes = []
     for attrs, _ in page.all("img"):
@@ -164,7 +177,8 @@ def test_every_picture_decodes_and_has_a_text(tmp_path):
         assert " of line/test/00" in attrs["alt"]
     assert sizes == [(80, 60), (40, 30), (40, 30), (400, 300)]
     kinds = [attrs["data-kind"] for attrs, _ in page.all("figure") if "data-kind" in attrs]
-    assert kinds == "image overlay map mask depth overlay map mask depth image overlay map mask".split()
+    shared = ["overlay", "map", "mask"]
+    assert kinds == ["image", *shared, "depth", *shared, "depth", "image", *shared]
     assert len(page.all("canvas", role="img")) == len(kinds) - len(sizes) + 1
     assert all(attrs.get("aria-label") for attrs, _ in page.all("canvas") if attrs.get("id") != "stage")
 
@@ -241,7 +255,9 @@ def test_beyond_the_bound_the_least_anomalous_are_listed_without_pictures(tmp_pa
     card = report.encode(scan(0, image=noise), limits=(0.0, 1.0))
     cards = [dataclasses.replace(card, name=f"s{i:03d}", rank=i + 1, score=-float(i)) for i in range(60)]
     for category in ("a", "b"):
-        cards += [dataclasses.replace(card, name=f"{category}{i}", rank=i + 1, category=category) for i in range(20)]
+        cards += [
+            dataclasses.replace(card, name=f"{category}{i}", rank=i + 1, category=category) for i in range(20)
+        ]
     about = report.Report(title="line", config=config.released(), record=RECORD)
     path = report.write_report(tmp_path / "r.html", about, cards, max_bytes=3_000_000)
     page = Elements(path.read_text(encoding="utf-8"))
@@ -322,19 +338,31 @@ def test_the_configuration_names_what_differs_from_its_preset(tmp_path):
     assert differing == [("snamd.degrees", "1, 3", "1, 3, 5"), ("cae.confidence", "no", "yes")]
     everything = sum(len(fields) for fields in tables.settings(changed).values())
     assert everything == sum(
-        len(dataclasses.fields(getattr(changed, f.name))) for f in dataclasses.fields(changed) if f.name != "preset"
+        len(dataclasses.fields(getattr(changed, f.name)))
+        for f in dataclasses.fields(changed)
+        if f.name != "preset"
     )
     page = Elements(write(tmp_path / "r.html", [scan(0)], config=changed))
     section = page.all("section", id="configuration")[0][1]
     assert "Preset paper, with 2 fields set otherwise." in section
     assert section.count("cae.confidence") == 1
-    assert "unchanged" in Elements(write(tmp_path / "s.html", [scan(0)])).all("section", id="configuration")[0][1]
+    assert (
+        "unchanged"
+        in Elements(write(tmp_path / "s.html", [scan(0)])).all("section", id="configuration")[0][1]
+    )
 
 
 def test_the_run_is_told(tmp_path):
     page = Elements(write(tmp_path / "r.html", [scan(i) for i in range(4)]))
     run = page.all("section", id="run")[0][1]
-    for said in ("48.0", "21.4 s went into compiling 34 programs", "2.00 GiB", "1 × cpu (cpu)", "<b>stage</b>", "jax"):
+    for said in (
+        "48.0",
+        "21.4 s went into compiling 34 programs",
+        "2.00 GiB",
+        "1 × cpu (cpu)",
+        "<b>stage</b>",
+        "jax",
+    ):
         assert said in run
     assert "tifffile" not in run
     what = page.all("p", **{"class": "what"})[0][1]
@@ -396,7 +424,9 @@ def test_arrays_of_another_kind_are_refused(changes, message):
 def test_without_jinja2_one_line_says_how_to_get_it(tmp_path, monkeypatch):
     assert report.available() is None
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jinja2" else find(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "jinja2" else find(name, *a)
+    )
     assert report.available() == "report.html needs jinja2: pip install 'muscjax[report]'"
     with pytest.raises(InputError, match=r"muscjax\[report\]"):
         write(tmp_path / "r.html", [scan(0)])
@@ -412,94 +442,6 @@ def test_no_scans_and_no_place_are_one_line(tmp_path):
 
 
 def test_importing_it_loads_nothing_of_the_extra():
-    code = "import sys, muscjax.report; print([m for m in ('jinja2', 'matplotlib', 'PIL', 'jax') if m in sys.modules])"
+    code = "import sys, muscjax.report; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-CENTRE = """(() => {
-  const canvas = document.querySelector('.card[data-name$="%s"] figure[data-kind="%s"] canvas');
-  const at = (u, v) => [...canvas.getContext("2d").getImageData(u * canvas.width, v * canvas.height, 1, 1).data];
-  return [at(.9, .1), at(.25, .33), at(.625, .66)];
-})()"""
-
-
-def test_the_page_in_a_real_browser(tmp_path):
-    program = browser.binary()
-    if program is None:
-        pytest.skip("needs a chromium or google-chrome on the path")
-    hostile = [scan(i, name=name, category="b") for i, name in enumerate(HOSTILE[:3])]
-    depth_only = scan(5, image=None, depth=np.full((60, 80), 90, np.uint8), mask=None, category="a", rank=4)
-    scans = [scan(0, category="a"), scan(1, category="a"), scan(2, category="a"), depth_only, *hostile]
-    summaries = {"a": metrics.summary(labels=np.array([1, 0]), scores=np.array([1.0, 0.5]))}
-    write(tmp_path / "r.html", scans, limits=(0.0, 1.0), summaries=summaries)
-    table = heat_table().astype(int)
-    with browser.browse(program) as page:
-        for width, dark in ((420, False), (1280, True)):
-            page.open(tmp_path / "r.html", width=width, dark=dark)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.wait("[...document.images].every((i) => i.complete)")
-        assert page.evaluate("document.images.length") == 7
-        assert page.evaluate("[...document.images].filter((i) => i.naturalWidth === 0).length") == 0
-        page.wait("document.querySelectorAll('canvas[data-painted=set]').length === 20")
-
-        # The map's three flat areas have the colours that the overlays on disk have too.
-        seen = np.array(page.evaluate(CENTRE % ("001", "map")))
-        assert np.abs(seen[:, :3] - table[[0, 128, round(0.7 * 255)]]).max() <= 4
-        assert (seen[:, 3] == 255).all()
-        overlay = np.array(page.evaluate(CENTRE % ("000", "overlay")))[:, :3]
-        assert np.ptp(overlay[0]) <= 2  # no heat: the grey picture
-        assert 0.75 * 120 < overlay[0].mean() < 1.15 * 120
-        assert overlay[2].sum() > overlay[1].sum() > overlay[0].sum()
-
-        page.evaluate("document.querySelector('input[value=scan]').click()")
-        page.wait("document.querySelectorAll('canvas[data-painted=scan]').length === 20")
-        again = np.array(page.evaluate(CENTRE % ("001", "map")))
-        assert np.abs(again[2, :3] - table[255]).max() <= 2  # this scan's own maximum is full heat
-        assert "not how hot" in page.evaluate("document.getElementById('meaning').textContent")
-
-        page.evaluate("document.getElementById('outline').click()")
-        bare = np.array(page.evaluate(CENTRE % ("000", "overlay")))
-        assert bare.shape == (3, 4)
-        page.evaluate("document.querySelector('input[value=set]').click()")
-
-        choose = "(() => { const s = document.getElementById('%s'); s.value = '%s'; s.dispatchEvent(new Event('change')); })()"
-        shown = "[...document.querySelectorAll('.card')].filter((c) => !c.hidden).map((c) => c.dataset.name)"
-        page.evaluate(choose % ("category", "b"))
-        assert page.evaluate(shown) == list(HOSTILE[:3])
-        page.evaluate(choose % ("kind", "defective/bent"))
-        assert page.evaluate(shown) == [HOSTILE[0]]
-        page.evaluate(choose % ("category", ""))
-        page.evaluate(choose % ("kind", "normal"))
-        assert page.evaluate("document.getElementById('count').textContent") == "5 of 7 scans"
-        page.evaluate(choose % ("kind", ""))
-
-        name = "document.getElementById('viewer-name').textContent"
-        page.evaluate("document.querySelector('.card button').click()")
-        assert page.evaluate("document.getElementById('viewer').open")
-        assert page.evaluate(name) == "line/test/000"
-        for key, expected in (("ArrowRight", "line/test/001"), ("End", HOSTILE[2]), ("ArrowLeft", HOSTILE[1])):
-            page.press(key)
-            assert page.evaluate(name) == expected
-        page.press("Home")
-        pressed = "document.querySelector('#tabs [aria-pressed=true]').textContent"
-        assert page.evaluate(pressed) == "overlay"
-        page.press("ArrowDown")
-        assert page.evaluate(pressed) == "map"
-        page.press("s")
-        page.wait("document.getElementById('stage').dataset.painted === 'scan'")
-        x, y, w, h = page.evaluate(
-            "(() => { const b = document.getElementById('stage').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
-        )
-        page.point(x + 0.625 * w, y + 0.66 * h)
-        assert page.evaluate("document.getElementById('readout').textContent").startswith("Score 1 at x 50, y 39")
-        page.press("Escape")
-        page.wait("!document.getElementById('viewer').open")
-        assert page.evaluate("document.activeElement.closest('.card').dataset.name") == "line/test/000"
-
-        assert page.pdf().startswith(b"%PDF")
-        assert page.problems == []
-        assert {url.split(":")[0] for url in page.requests} == {"file", "data"}
-        # Even a script that found its way into the page would not run.
-        page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))")
-        assert page.evaluate("window.ran === undefined")
+    assert not {"jinja2", "matplotlib", "PIL", "jax"} & set(done.stdout.split())

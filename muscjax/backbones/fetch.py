@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from muscjax.backbones.params import replacing, sha256
 from muscjax.errors import InputError
@@ -152,7 +153,7 @@ def _download(url: str, path: Path, *, label: str, progress: bool) -> None:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, open(path, "wb") as file:
+    with _ask(url) as answer, open(path, "wb") as file:
         stated = answer.headers.get("Content-Length")
         total = int(stated) if stated else None
         with Progress(*columns, disable=not progress, transient=True) as bar:
@@ -191,10 +192,18 @@ def _from_hub(source: Source, *, progress: bool) -> Path:
 
 def _reach(url: str) -> None:
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT).close()
+        _ask(urllib.request.Request(url, method="HEAD")).close()
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise
+
+
+def _ask(request: str | urllib.request.Request) -> Any:
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise
 
 
 @contextmanager

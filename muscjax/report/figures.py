@@ -10,9 +10,10 @@ import numpy as np
 
 from muscjax.colormap import heat_table
 
+
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bin: ``x``, ``width`` and, for each class of scans, ``y`` and ``height``, in per cent of the plot."""
+    """One bin: ``x``, ``width`` and, for each class of scans, ``y`` and ``height``, in per cent."""
 
     x: float
     width: float
@@ -22,7 +23,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """A figure whose plot is stretched to its place while its texts keep their size: all places in per cent."""
+    """A plot that is stretched to its place while its texts keep their size: all places in per cent."""
 
     category: str
     bars: tuple[Bar, ...]
@@ -48,7 +49,7 @@ def histogram(
     if not high > low:
         low, high = low - 0.5, high + 0.5
     counts = {kind: np.histogram(values[kinds == kind], bins, (low, high))[0] for kind in order}
-    top = max(1, int(sum(counts.values()).max()))
+    top = max(1, int(np.sum(list(counts.values()), axis=0).max()))
     step = 100.0 / bins
     bars = []
     for i in range(bins):

@@ -3,8 +3,8 @@
 Choices, measured on rendered scans of 400×400 (150 of them stay below 20 MB in all):
 
 * pictures as JPEG, 18-25 kB; PNG needs 230 kB, and the noise of a depth picture costs it 114 kB against 33;
-* the map once, losslessly, as numbers of 256 levels (8-17 kB) and not as coloured pictures: both heat scales, the
-  overlay and the score under the pointer come from the same bytes, and another scale costs nothing.
+* the map once, losslessly, as numbers of 256 levels (8-17 kB) and not as coloured pictures: both heat
+  scales, the overlay and the score under the pointer come from the same bytes, and another scale is free.
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ def _levels(values: np.ndarray, *limits: tuple[float, float]) -> dict[str, objec
     """
     low, high = float(values.min()), float(values.max())
     spans = [np.linspace(low, high, 32)]
-    spans += [np.linspace(*np.clip(pair, low, high), 112) for pair in limits]
+    for pair in limits:
+        start, end = np.clip(pair, low, high)
+        spans.append(np.linspace(start, end, 112))
     levels = np.unique(np.concatenate(spans).astype(np.float32))
     middles = (levels[1:] + levels[:-1]) / np.float32(2)
     numbers = np.searchsorted(middles, values).astype(np.uint8)

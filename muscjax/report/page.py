@@ -129,7 +129,7 @@ def write_report(
 
 
 def _part(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return importlib.resources.files("muscjax.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _sections(cards: Sequence[Card], max_bytes: int) -> list[Section]:
