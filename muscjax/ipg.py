@@ -17,12 +17,12 @@ from jax import lax
 
 from muscjax.config import GroupConfig
 from muscjax.geometry import farthest_points, nearest
-from muscjax.selection import first_true, smallest
+from muscjax.selection import first_true, kth_smallest, select
 from muscjax.types import Cloud, PointGroups
 
 _GROUPS_CPU = 64  # groups expanded in one step, so that their distances stay in the cache
 _GROUPS = 1024
-_WHOLE = 16  # groups searched against the whole cloud in one step (``paper``)
+_WHOLE = 4  # groups searched against the whole cloud in one step (``paper``)
 _SWEEPS = 4  # of Jacobi rotations; a 3×3 matrix is diagonal to float32 after three
 
 
@@ -139,7 +139,7 @@ def expand_released(
     The support of a group is its 2K nearest points minus its members. Each expansion takes the
     ``initial_size`` (or what is missing) smallest of *all* member-support distances: a support point that is
     close to several members is taken several times, and each time counts as a member afterwards. The picks
-    of each expansion, ascending, go in front. Eq. 4 means ``expand_paper``.
+    of each expansion go in front, in no order of distance. Eq. 4 means ``expand_paper``.
 
     Args:
       points: (P, 3) float32.
@@ -155,21 +155,26 @@ def expand_released(
         there, local = jnp.isfinite(distance), points[index]
         support, support_there = local[initial_size:], there[initial_size:]
         members = jnp.arange(initial_size, dtype=jnp.int32)
+        places = jnp.arange(support.shape[0], dtype=jnp.int32)
         taken = jnp.zeros(support.shape[:1], bool)
         for add in _expansions(group_size, initial_size):
             own = jnp.where(there[members][:, None], local[members], jnp.inf)
-            able = support_there & ~taken
             closest = jnp.min(_squared(own, support), axis=0)
-            closest = jnp.where(able, closest, jnp.inf)
+            closest = jnp.where(support_there & ~taken, closest, jnp.inf)
             # The smallest distances all lie in the columns whose own smallest are smallest.
-            places = jnp.arange(closest.shape[0], dtype=jnp.int32)
-            minimum, column = smallest(closest[None], places[None], add)
-            candidates = jnp.where(jnp.isfinite(minimum[0])[None], _squared(own, support[column[0]]), jnp.inf)
-            flat = jnp.arange(candidates.size, dtype=jnp.int32)
-            value, pick = smallest(candidates.reshape(1, -1), flat[None], add)
-            pick, found = column[0][pick[0] % column.shape[1]], jnp.isfinite(value[0])
-            taken = taken.at[jnp.where(found, pick, taken.shape[0])].set(True, mode="drop")
-            members = jnp.concatenate([jnp.where(found, pick + initial_size, 0), members])
+            minimum, column = (a[0] for a in select(closest[None], places[None], add))
+            pairs = jnp.where(jnp.isfinite(minimum)[None], _squared(own, support[column]), jnp.inf)
+            last = kth_smallest(pairs.reshape(1, -1), add)[0]
+            times = jnp.sum(pairs < last, axis=0, dtype=jnp.int32)
+            # A member that counts twice has equal distances: they are one column's, in whole or in part.
+            tied = jnp.sum((pairs == last) & jnp.isfinite(pairs), axis=0, dtype=jnp.int32)
+            room = add - jnp.sum(times) - (jnp.cumsum(tied) - tied)
+            times = times + jnp.clip(room, 0, tied)
+            # Slot s of the picks belongs to the first column whose running count exceeds s.
+            before = jnp.sum(jnp.cumsum(times)[None] <= jnp.arange(add)[:, None], axis=1)
+            pick = column.at[before].get(mode="fill", fill_value=-1)
+            taken = taken | jnp.any(places[:, None] == pick[None], axis=1)
+            members = jnp.concatenate([jnp.where(pick >= 0, pick + initial_size, 0), members])
         return index[members]
 
     return _map_groups(one, (index, distance))
@@ -244,7 +249,7 @@ def _grow(
       steps: points to add in each expansion.
 
     Returns:
-      the picks of each expansion, ascending, (add,) int32 with -1 where nothing was left; and for each the
+      the picks of each expansion, (add,) int32 with -1 where nothing was left; and for each the
       distance to the group of the last one, (steps,) float32.
     """
     closest = jnp.full(rows.shape, jnp.inf, jnp.float32)
@@ -252,12 +257,12 @@ def _grow(
     for add in steps:
         closest = jnp.minimum(closest, jnp.min(_squared(fresh, place), axis=0))
         closest = jnp.where(free, closest, jnp.inf)
-        value, pick = smallest(closest[None], rows[None], add)
-        pick = jnp.where(jnp.isfinite(value[0]), pick[0], -1)
+        value, pick = (a[0] for a in select(closest[None], rows[None], add))
+        pick = jnp.where(jnp.isfinite(value), pick, -1)
         free = free & ~jnp.any(rows[:, None] == pick[None], axis=1)
         fresh = jnp.where(pick[:, None] >= 0, points[pick], jnp.inf)
         picks.append(pick)
-        reach.append(jnp.sqrt(value[0, -1]))
+        reach.append(jnp.sqrt(jnp.max(value)))
     return picks, jnp.stack(reach)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _BITS = 31  # of a non-negative float32
+_INFINITE = 0x7F800000  # bits of inf
 _RUN = 32
 
 
@@ -55,24 +56,33 @@ def _running_count(mask: jax.Array) -> jax.Array:
     return (within + before[:, None]).reshape(-1)[: mask.shape[0]].astype(jnp.int32)
 
 
-def _chosen(bits: jax.Array, ids: jax.Array, k: int) -> jax.Array:
-    """(Q, C) bool, the k smallest finite (value, id) pairs of each row."""
-    rows = bits.shape[0]
-    inf = lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
+def kth_smallest(values: jax.Array, k: int) -> jax.Array:
+    """The k-th smallest of each row: (Q, C) float32, 0 or more, to (Q,); inf where there are fewer."""
+    bits = lax.bitcast_convert_type(values, jnp.int32)
+    return lax.bitcast_convert_type(_kth_bits(bits, k), jnp.float32)
 
+
+def _kth_bits(bits: jax.Array, k: int) -> jax.Array:
     def halve(_, bounds):
         low, high = bounds  # at most k-1 values lie at or below low; k or more at or below high
         middle = low + (high - low) // 2
+        # Counted in float32, exact up to 2^24: an integer sum of comparisons does not vectorise.
         enough = jnp.sum(bits <= middle[:, None], axis=1, dtype=jnp.float32) >= k
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    start = jnp.full((rows,), -1, jnp.int32), jnp.full((rows,), inf, jnp.int32)
-    _, kth = lax.fori_loop(0, _BITS, halve, start)
-    below, equal = bits < kth[:, None], (bits == kth[:, None]) & (kth[:, None] < inf)
+    rows = bits.shape[0]
+    start = jnp.full((rows,), -1, jnp.int32), jnp.full((rows,), _INFINITE, jnp.int32)
+    return lax.fori_loop(0, _BITS, halve, start)[1]
+
+
+def _chosen(bits: jax.Array, ids: jax.Array, k: int) -> jax.Array:
+    """(Q, C) bool, the k smallest finite (value, id) pairs of each row."""
+    kth = _kth_bits(bits, k)[:, None]
+    below, equal = bits < kth, (bits == kth) & (kth < _INFINITE)
     room = k - jnp.sum(below, axis=1, dtype=jnp.int32)
     tied = jnp.sum(equal, axis=1, dtype=jnp.int32) > room
 
-    def halve_ids(bounds):
+    def halve(bounds):
         low, high = bounds
         middle = low + (high - low) // 2
         enough = jnp.sum(equal & (ids <= middle[:, None]), axis=1, dtype=jnp.int32) >= room
@@ -81,7 +91,7 @@ def _chosen(bits: jax.Array, ids: jax.Array, k: int) -> jax.Array:
     # Ties across the boundary are rare in measured clouds, so their search runs only where there is one.
     high = jnp.max(ids, axis=1)
     low = jnp.where(tied, -1, high - 1)
-    _, last = lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve_ids, (low, high))
+    _, last = lax.while_loop(lambda b: jnp.any(b[1] - b[0] > 1), halve, (low, high))
     return below | (equal & (ids <= last[:, None]))
 
 

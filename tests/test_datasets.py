@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from muscjax import datasets
+from muscjax import datasets, preprocess
 from muscjax.config import Config, FpfhConfig, InputConfig
 from muscjax.datasets import Scan, prepare, working
 from muscjax.errors import InputError
@@ -463,8 +463,15 @@ class TestPrepare:
         assert np.count_nonzero(got.cloud.valid) == box.sum()
         np.testing.assert_array_equal(got.cloud.points_m[: box.sum()], xyz[box])
         np.testing.assert_array_equal(got.cloud.pixel[: box.sum()], np.flatnonzero(box))
-        # the plane and the outlier are gone from the image, what has no depth stays
-        np.testing.assert_array_equal((got.image == 0).all(-1), valid & ~box)
+        # the plane and the outlier are gone from the image, what has no depth follows its neighbours
+        black = (got.image == 0).all(-1)
+        np.testing.assert_array_equal(black, preprocess.removed_pixels(valid, box))
+        np.testing.assert_array_equal(black[valid], ~box[valid])
+        inside = np.zeros_like(valid)
+        inside[22:40, 26:44] = True
+        assert (~valid & inside).any()
+        assert not black[inside].any()
+        assert black[:18].all()
         np.testing.assert_array_equal(
             got.image, datasets.prepare_image(scan, config, modality="both", cache_dir=tmp_path)
         )
@@ -564,7 +571,8 @@ class TestPrepare:
         config = Config(input=InputConfig(image_size=128))
         black = (prepare(scan, config, modality="both", cache_dir=tmp_path).image == 0).all(-1)
         xyz = layouts.xyz_scan(seed=0)
-        removed = (xyz != 0).all(-1) & ~layouts.box_mask()
+        valid = (xyz != 0).all(-1)
+        removed = preprocess.removed_pixels(valid, valid & layouts.box_mask())
         # sample i of the map lies at pixel 2 i
         np.testing.assert_array_equal(black[::2, ::2], removed)
 

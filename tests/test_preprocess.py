@@ -152,6 +152,23 @@ class TestForeground:
         preprocess.find_foreground(xyz)
 
 
+class TestRemovedPixels:
+    def test_missing_depth_follows_the_nearest(self):
+        valid = np.array([[1, 0, 0, 0, 1, 1, 0]], bool)
+        mask = np.array([[1, 0, 0, 0, 0, 1, 0]], bool)
+        got = preprocess.removed_pixels(valid, mask)
+        np.testing.assert_array_equal(got[0, [0, 1, 3, 4, 5, 6]], [False, False, True, True, False, False])
+
+    def test_complete_and_empty(self):
+        mask = np.array([[True, False]])
+        np.testing.assert_array_equal(preprocess.removed_pixels(np.ones((1, 2), bool), mask), ~mask)
+        assert not preprocess.removed_pixels(np.zeros((1, 2), bool), np.zeros((1, 2), bool)).any()
+
+    def test_nothing_removed_where_everything_is_object(self):
+        valid = np.random.default_rng(0).random((30, 20)) < 0.6
+        assert not preprocess.removed_pixels(valid, valid).any()
+
+
 @pytest.mark.parametrize(
     ("hw", "pad"),
     [

@@ -13,8 +13,8 @@ from tests.test_report import HOSTILE, scan, write
 NO_HEAT, HALF, HOT = range(3)  # the areas of ``scan``'s map
 # Pixels are read from a copy: reading the page's own canvas often would make Chromium warn about it.
 READ = """
-  const pixels = Object.assign(document.createElement("canvas"), { width: canvas.width, height: canvas.height })
-    .getContext("2d", { willReadFrequently: true });
+  const { width, height } = canvas, copy = Object.assign(document.createElement("canvas"), { width, height });
+  const pixels = copy.getContext("2d", { willReadFrequently: true });
   pixels.drawImage(canvas, 0, 0);
 """
 AREAS = """(() => {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import subprocess
 import sys
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +108,7 @@ def vit_peer(**options):
     """A plain ViT: its state, and a function from pixels to hidden states and class token."""
     from tests.peers.torch_models import PlainViT
 
-    model = PlainViT(**NETWORK, **options)
+    model = PlainViT(**(NETWORK | options))
     return model, lambda pixels: (model(pixels), None)
 
 
@@ -123,7 +125,7 @@ def hf_peer(name: str, **options):
 def openai_peer(**options):
     from tests.peers.torch_models import OpenAIClip
 
-    model = OpenAIClip(**NETWORK, **options)
+    model = OpenAIClip(**(NETWORK | options))
     return model, model
 
 
@@ -305,8 +307,8 @@ def test_positions_of_other_input_sizes_equal_torch(family, interpolation, nativ
 @pytest.mark.parametrize(
     ("build", "sizes"),
     [
-        (partial(vit_peer, patch=16, image=224), (224, 336, 448)),
-        (partial(openai_peer, patch=14, image=336), (224, 336, 518)),
+        (partial(vit_peer, patch=16, image=224, depth=1), (224, 336, 448)),
+        (partial(openai_peer, patch=14, image=336, depth=1), (224, 336, 518)),
     ],
     ids=["dino", "clip"],
 )
@@ -319,7 +321,7 @@ def test_features_of_other_input_sizes_equal_torch(build, sizes, tmp_path):
     loaded = params.load(
         convert(write("pth", model, tmp_path), tmp_path / "f.safetensors").path, kind="image"
     )
-    forward = jax.jit(partial(vit.features, spec=loaded.spec, taps=(2,), final_norm=False))
+    forward = jax.jit(partial(vit.features, spec=loaded.spec, taps=(0,), final_norm=False))
     model.double()
     for size in sizes:
         images = np.random.default_rng(size).random((1, size, size, 3)).astype(np.float32)
@@ -375,7 +377,8 @@ def test_whole_key_lists_are_accounted_for(lists, name):
     documented = IGNORED.get(name, ())
     for key in made.ignored:
         assert key.startswith(documented) or key.endswith("num_batches_tracked")
-    assert made.family == {"d": "dino", "h": "dino", "o": "clip", "p": "point_mae"}[name[0]] or "clip" in name
+    families = [family for family in ("dino", "clip", "point") if family in name]
+    assert made.family.startswith(families[0])
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -449,7 +452,9 @@ def test_full_size_point_mae_converts(lists, tmp_path):
     report = convert(tmp_path / "source.safetensors", tmp_path / "dest.safetensors")
     assert report.spec == point_mae.Spec()
     assert len(report.ignored) == 53 + 2
-    assert report.parameters == 21_825_152 or report.parameters > 2e7
+    # 156 tensors of the encoder; the two counters of its batch norms are no parameters.
+    kept = [shape for key, shape in lists["point-mae-encoder"].items() if "num_batches" not in key]
+    assert report.parameters == sum(math.prod(shape) for shape in kept)
     header = params.metadata(report.path)
     assert header["source_sha256"] == report.source_sha256 == params.sha256(tmp_path / "source.safetensors")
     assert header["license"] == "MIT"
@@ -457,13 +462,15 @@ def test_full_size_point_mae_converts(lists, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["F32", "F16"])
 @pytest.mark.parametrize("name", LISTS)
-def test_full_size_lists_convert(lists, name, kind, tmp_path):
+def test_full_size_lists_convert(lists, name, tmp_path):
+    kind = "F16" if name.startswith("openai") else "F32"  # as OpenAI's weights are stored
     write_zeros(tmp_path / "source.safetensors", lists[name], kind=kind)
     report = convert(tmp_path / "source.safetensors", tmp_path / "dest.safetensors")
     loaded = params.load(report.path, kind=params.kind_of(report.spec))
-    assert {"f": sum(a.size for a in jax.tree.leaves(loaded.params))} == {"f": report.parameters}
+    report.path.unlink()  # 1.2 GB for CLIP
+    assert sum(a.size for a in jax.tree.leaves(loaded.params)) == report.parameters
+    assert {a.dtype for a in jax.tree.leaves(loaded.params)} == {jnp.dtype(jnp.float32)}
 
 
 # --- recognition and configuration ---------------------------------------------------------------------
@@ -743,7 +750,7 @@ def test_converted_file_must_be_what_its_header_says(tmp_path):
     less = {k: v for k, v in tensors.items() if k != "norm.bias"}
     assert "norm.bias missing" in rewritten(less, header)
     assert "extra unexpected" in rewritten({**tensors, "extra": np.zeros(2)}, header)
-    assert "cls has shape (3,), expected (64,)" in rewritten(
+    assert "cls is F32 of shape (3,), expected F32 of shape (64,)" in rewritten(
         {**tensors, "cls": np.zeros(3, np.float32)}, header
     )
     assert "architecture cannot be read" in rewritten(tensors, {**header, "architecture": "{"})
@@ -780,6 +787,8 @@ def test_full_size_features_equal_torch(which, tmp_path):
         perturb(model)
         source = write("hf", model, tmp_path)
     loaded = params.load(convert(source, tmp_path / "f.safetensors").path, kind="image")
+    (tmp_path / "f.safetensors").unlink()
+    source.unlink()
     spec = loaded.spec
     images = np.random.default_rng(0).random((1, spec.image_size, spec.image_size, 3)).astype(np.float32)
     pixels = torch.from_numpy(
@@ -799,24 +808,28 @@ def test_full_size_features_equal_torch(which, tmp_path):
 
 @pytest.mark.slow
 def test_loading_vit_b8_is_fast_and_lean(lists, tmp_path):
-    """Under 2 s, and no more than the parameters' own size in extra memory (a process of its own)."""
+    """Under 2 s, and at the peak no more than the parameters' own size beside them, in a fresh process."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory is read from /proc")
     write_zeros(tmp_path / "source.safetensors", lists["dino"])
     path = convert(tmp_path / "source.safetensors", tmp_path / "f.safetensors").path
     code = f"""
-import resource, time, jax
+import re, time, jax
 from muscjax.backbones import params
 jax.block_until_ready(jax.numpy.zeros(3))
 params.shapes(params.vit.Spec(8, 768, 12, 12, 224))
-rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, start = rss(), time.perf_counter()
+def memory(field):
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+before, start = memory("VmRSS"), time.perf_counter()
 loaded = params.load({str(path)!r}, kind="image")
 jax.block_until_ready(loaded.params)
-seconds, extra = time.perf_counter() - start, rss() - before
+seconds, extra = time.perf_counter() - start, memory("VmHWM") - before
 size = sum(a.nbytes for a in jax.tree.leaves(loaded.params))
 print(f"{{seconds:.2f}} s, peak {{extra / size:.2f}} x the parameters' {{size / 1e6:.0f}} MB")
 assert seconds < 2, seconds
 assert extra < 2 * size, extra / size
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    path.unlink()
     print(done.stdout)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscjax import geometry, windows
+from tests.budget import largest_intermediate
 
 GRID = (20, 26)
 ROWS = 544
@@ -153,3 +156,11 @@ def test_not_jitted():
         windows.search_windows(*scan(5), K, **options), WINDOWS(*scan(5), k=K, **options), strict=True
     ):
         np.testing.assert_allclose(eager, jitted, rtol=1e-6)
+
+
+def test_memory_holds_the_windows_of_one_block():
+    """8,192 points, 100 neighbours: nothing is larger than their (padded) list (all windows are 14 MB)."""
+    points = jax.ShapeDtypeStruct((8192, 3), np.float32)
+    valid, pixel = jax.ShapeDtypeStruct((8192,), np.bool_), jax.ShapeDtypeStruct((8192,), np.int32)
+    search = functools.partial(windows.search_windows, k=100, grid_hw=(224, 224), radius=0.01, half_width=10)
+    assert largest_intermediate(jax.make_jaxpr(search)(points, valid, pixel).jaxpr) <= 8192 * 100 * 4

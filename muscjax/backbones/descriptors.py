@@ -20,6 +20,7 @@ from muscjax.types import Cloud, PointGroups
 
 BINS = 11  # per angle; odd, so that the flat case, angle 0, lies in the middle of a bin and not on an edge
 _BLOCK = 256  # points per step: their pairs stay in the cache, and memory does not grow with the cloud
+_LEAST_GAP = 1e-5  # between the two smaller eigenvalues, trace 1: a hundred roundings
 _PARALLEL = 1e-6  # sine below which a normal and the line to the neighbour span no plane in float32
 
 Vector = tuple[jax.Array, jax.Array, jax.Array]  # components apart: no axis of 3 at the end of a large array
@@ -108,6 +109,7 @@ def point_fpfh(
         index, distance = geometry.nearest(points, points, valid, count, radius=radius, query_valid=valid)
     else:
         index, distance = windows.nearest_on_grid(points, valid, pixel, count, grid_hw=grid_hw, radius=radius)
+    distance = jnp.where(valid[:, None], distance, jnp.float32(jnp.inf))
 
     near = (slice(None), slice(config.normal_neighbours))
     normals = oriented_normals(points, index[near], distance[near], radius=normal_radius)
@@ -133,54 +135,26 @@ def oriented_normals(
       (P, 3) float32. Where the neighbours span no plane (fewer than three, coincident or on a line), the
       direction to the camera; 0 for a point at the origin itself.
     """
-
     columns = tuple(points.T)
 
     def block(here, index, distance):
-        near = (distance <= jnp.asarray(radius, jnp.float32)).astype(jnp.float32)
+        near = (distance <= radius).astype(jnp.float32)
         count = jnp.maximum(jnp.sum(near, axis=0), jnp.float32(1.0))
         # Offsets from the point: at 0.4 m from the camera the coordinates' own squares would drown them.
         offsets = _subtract(_gather(columns, index), here)
-        x, y, z = (near * (c - (jnp.sum(near * c, axis=0) / count)[None]) for c in offsets)
-        covariance = tuple(
-            jnp.sum(a * b, axis=0) for a, b in ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z))
-        )
-        to_camera = _unit(-here)
-        normal, planar = _least_direction(covariance)
-        facing = jnp.where(_dot(normal, to_camera) < 0, jnp.float32(-1.0), jnp.float32(1.0))
-        return jnp.stack(_where(planar, tuple(facing * c for c in normal), to_camera), axis=1)
+        centred = jnp.stack([near * (c - (jnp.sum(near * c, axis=0) / count)[None]) for c in offsets])
+        return jnp.sum(centred[:, None] * centred[None, :], axis=2).T
 
-    return _map_columns(block, points, index, distance)
-
-
-def _least_direction(covariance: tuple[jax.Array, ...]) -> tuple[Vector, jax.Array]:
-    """Unit eigenvector of the smallest eigenvalue of symmetric 3×3 matrices, and whether it is defined.
-
-    Closed form: the eigenvalue λ by the trigonometric solution of the cubic, the vector as the longest cross
-    product of two rows of A - λI. It runs elementwise on any device, without a batched LAPACK call.
-    """
-    trace = covariance[0] + covariance[1] + covariance[2]
-    size = jnp.where(trace > 0, trace, jnp.float32(1.0))
-    # Scaled to trace 1: squares of square millimetres, in metres, leave float32's range.
-    xx, yy, zz, xy, xz, yz = (c / size for c in covariance)
-    third = jnp.float32(1 / 3)
-    mean = (xx + yy + zz) * third
-    diagonal, corner = (xx - mean, yy - mean, zz - mean), (xy, xz, yz)
-    spread = jnp.sqrt((_dot(diagonal, diagonal) + 2 * _dot(corner, corner)) * jnp.float32(1 / 6))
-    safe = jnp.where(spread > 0, spread, jnp.float32(1.0))
-    (dx, dy, dz), (p, q, r) = tuple(c / safe for c in diagonal), tuple(c / safe for c in corner)
-    determinant = dx * (dy * dz - r * r) - p * (p * dz - r * q) + q * (p * r - dy * q)
-    angle = jnp.arccos(jnp.clip(determinant * jnp.float32(0.5), -1.0, 1.0))
-    least = mean + 2 * spread * jnp.cos(angle * third + jnp.float32(2 * jnp.pi / 3))
-    rows = ((xx - least, xy, xz), (xy, yy - least, yz), (xz, yz, zz - least))
-    best = _cross(rows[0], rows[1])
-    for a, b in ((0, 2), (1, 2)):
-        other = _cross(rows[a], rows[b])
-        longer = _dot(other, other) > _dot(best, best)
-        best = _where(longer, other, best)
-    # |best| is about the product of the two larger eigenvalues' gaps to the least: 0 for a line or a ball.
-    planar = (trace > 0) & (_dot(best, best) > jnp.float32(1e-10))
-    return _unit(best), planar
+    covariance = _map_columns(block, points, index, distance)
+    trace = jnp.trace(covariance, axis1=1, axis2=2)[:, None, None]
+    # Scaled to trace 1, so that one gap tells a plane from a line at any size of the neighbourhood.
+    values, vectors = jnp.linalg.eigh(covariance / jnp.where(trace > 0, trace, jnp.float32(1.0)))
+    length = jnp.sqrt(jnp.sum(points * points, axis=1, keepdims=True))
+    to_camera = -points / jnp.where(length > 0, length, jnp.float32(1.0))
+    normal = vectors[:, :, 0]
+    away = jnp.sum(normal * to_camera, axis=1, keepdims=True) < 0
+    planar = values[:, 1:2] - values[:, :1] > _LEAST_GAP
+    return jnp.where(planar, jnp.where(away, -normal, normal), to_camera)
 
 
 def simple_histograms(
@@ -231,7 +205,8 @@ def _pair_angles(here: jax.Array, normal: jax.Array, there: Vector, other: Vecto
     both ends are equally close, and rounding decides, each result is still that of one of them.
     """
     line = _subtract(there, here)
-    line = _divide(line, jnp.sqrt(_dot(line, line)))
+    length = jnp.sqrt(_dot(line, line))
+    line = tuple(c / jnp.where(length > 0, length, jnp.float32(1.0)) for c in line)
     own = tuple(jnp.broadcast_to(c[None], line[0].shape) for c in normal)
     a, b, c = _dot(own, line), _dot(other, line), _dot(own, other)
     across, across_other = _cross(line, own), _cross(line, other)
@@ -317,16 +292,6 @@ def _dot(a, b) -> jax.Array:
 
 def _cross(a, b) -> Vector:
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
-
-
-def _divide(vector, length: jax.Array) -> Vector:
-    """Divided by ``length``; unchanged where that is 0."""
-    safe = jnp.where(length > 0, length, jnp.float32(1.0))
-    return vector[0] / safe, vector[1] / safe, vector[2] / safe
-
-
-def _unit(vector) -> Vector:
-    return _divide(vector, jnp.sqrt(_dot(vector, vector)))
 
 
 def _where(condition: jax.Array, a, b) -> Vector:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -96,30 +97,46 @@ def load(path: str | os.PathLike, *, kind: Kind, dtype=jnp.float32) -> Loaded:
     path = Path(path)
     with _open(path) as file:
         fields = _header(path, file.metadata())
-        if fields.get("kind") != kind:
-            raise InputError(f"{path}: holds a backbone for {fields.get('kind')}, expected one for {kind}")
-        spec = _spec(path, fields)
-        wanted = shapes(spec)
-        names = set(file.keys())
-        wrong = [
-            *(f"{name} missing" for name in sorted(wanted.keys() - names)),
-            *(f"{name} unexpected" for name in sorted(names - wanted.keys())),
-            *(
-                f"{name} has shape {tuple(file.get_slice(name).get_shape())}, expected {wanted[name]}"
-                for name in sorted(names & wanted.keys())
-                if tuple(file.get_slice(name).get_shape()) != wanted[name]
-            ),
-        ]
-        if wrong:
-            raise InputError(f"{path}: not the {spec.family} network of its header: {'; '.join(wrong)}")
-        params: dict[str, Any] = {}
-        for name in wanted:
-            *parents, leaf = name.split(".")
-            node = params
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = jax.device_put(file.get_tensor(name).astype(jnp.dtype(dtype), copy=False))
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in found.items()}
+    if fields.get("kind") != kind:
+        raise InputError(f"{path}: holds a backbone for {fields.get('kind')}, expected one for {kind}")
+    spec = _spec(path, fields)
+    wanted = shapes(spec)
+    wrong = [
+        *(f"{name} missing" for name in sorted(wanted.keys() - found.keys())),
+        *(f"{name} unexpected" for name in sorted(found.keys() - wanted.keys())),
+        *(
+            f"{name} is {found[name][1]} of shape {found[name][0]}, expected F32 of shape {wanted[name]}"
+            for name in sorted(found.keys() & wanted.keys())
+            if found[name] != (wanted[name], "F32")
+        ),
+    ]
+    if wrong:
+        raise InputError(f"{path}: not the {spec.family} network of its header: {'; '.join(wrong)}")
+    params: dict[str, Any] = {}
+    for name, array in _arrays(path):
+        *parents, leaf = name.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jax.device_put(array.astype(jnp.dtype(dtype), copy=False))
     return Loaded(params, spec, fields)
+
+
+def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The float32 tensors of a file that has been checked, one at a time.
+
+    The library maps the file into memory, where its pages count once more beside the arrays.
+    """
+    with open(path, "rb") as file:
+        start = int.from_bytes(file.read(8), "little") + 8
+        entries = json.loads(file.read(start - 8))
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            file.seek(start + entry["data_offsets"][0])
+            shape = tuple(entry["shape"])
+            yield name, np.fromfile(file, "<f4", math.prod(shape)).reshape(shape)
 
 
 @contextmanager

@@ -162,7 +162,8 @@ def _cubic_weights(stored: int, wanted: int, scale: float, *, low_pass: bool) ->
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     kernel = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
     weights = np.zeros((wanted, stored))
-    np.add.at(weights, (slice(None), taps.clip(0, stored - 1)), kernel)
+    for tap, column in zip(taps.clip(0, stored - 1), kernel.T, strict=True):
+        weights[:, tap] += column
     if low_pass:
         weights /= weights.sum(axis=1, keepdims=True)
     return weights.astype(np.float32)

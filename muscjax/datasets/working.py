@@ -26,7 +26,7 @@ from muscjax.datasets.loading import (
 )
 from muscjax.datasets.tree import Scan
 from muscjax.errors import InputError
-from muscjax.preprocess import cached_foreground, pad_to_square, valid_points
+from muscjax.preprocess import cached_foreground, pad_to_square, removed_pixels, valid_points
 
 if TYPE_CHECKING:
     from muscjax.config import Config
@@ -55,7 +55,7 @@ class _Clean:
 
     xyz: np.ndarray  # (h, w, 3) float32, 0 outside of the foreground
     foreground: np.ndarray  # (h, w) bool
-    removed: np.ndarray  # (h, w) bool: there is depth, but of the ground plane or an outlier
+    removed: np.ndarray  # (h, w) bool: the ground plane, outliers, and what lies in their shadow
     note: str
 
 
@@ -126,8 +126,8 @@ def prepare(
 
     * Points: ground plane and outliers are removed (``clean``), the map is padded to a square and resized
       by nearest, source index floor(i · in / out).
-    * Image: with points, pixels of the plane and of outliers become zero, those without depth stay; alone,
-      the image is left as it is. Then padded, and resized by Pillow's bicubic (antialiased) to 8 bits.
+    * Image: with points, pixels of the plane and of outliers become zero (``preprocess.removed_pixels``);
+      alone, the image is left as it is. Then padded, and resized by Pillow's bicubic (antialiased) to 8 bits.
     * Mask: ``load_mask``.
 
     Args:
@@ -231,9 +231,8 @@ def _load_clean(scan: Scan, *, clean: bool, units: Units, cache_dir: Path | None
     xyz = decode_xyz(content, path, units=units)
     found = cached_foreground(content, lambda: xyz, units=units, cache_dir=cache_dir)
     note = f"{path}: {found.note}" if found.note else ""
-    return _Clean(
-        np.where(found.mask[..., None], xyz, np.float32(0)), found.mask, valid_points(xyz) & ~found.mask, note
-    )
+    removed = removed_pixels(valid_points(xyz), found.mask)
+    return _Clean(np.where(found.mask[..., None], xyz, np.float32(0)), found.mask, removed, note)
 
 
 def _image(scan: Scan, frame: Frame, size: int, *, removed: np.ndarray | None) -> np.ndarray:

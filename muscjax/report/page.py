@@ -105,6 +105,7 @@ def write_report(
             for s in sections
             for every in [(*s.cards, *s.rest)]
         ],
+        labelled=any(card.label is not None for card in cards),
         kinds=_kinds(cards),
         masks=any(card.has_mask for card in cards),
         settings=tables.settings(report.config),
