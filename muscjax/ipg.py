@@ -157,7 +157,7 @@ def expand_released(
         members = jnp.arange(initial_size, dtype=jnp.int32)
         places = jnp.arange(support.shape[0], dtype=jnp.int32)
         taken = jnp.zeros(support.shape[:1], bool)
-        for add in _expansions(group_size, initial_size):
+        for add in expansions(group_size, initial_size):
             own = jnp.where(there[members][:, None], local[members], jnp.inf)
             closest = jnp.min(_squared(own, support), axis=0)
             closest = jnp.where(support_there & ~taken, closest, jnp.inf)
@@ -196,7 +196,7 @@ def expand_paper(
     r_2K - r_group away from the group, which nearly always proves that it is not wanted; the groups without
     that proof are searched again in the whole cloud. Arguments and order as ``expand_released``.
     """
-    steps = _expansions(group_size, initial_size)
+    steps = expansions(group_size, initial_size)
     rows = jnp.arange(points.shape[0], dtype=jnp.int32)
 
     def among(near):
@@ -272,7 +272,7 @@ def _members(picks: list[jax.Array], start: jax.Array) -> jax.Array:
     return jnp.where(members >= 0, members, start[0])
 
 
-def _expansions(group_size: int, initial_size: int) -> list[int]:
+def expansions(group_size: int, initial_size: int) -> list[int]:
     """Points to add in each expansion: [48] for K = 128, K_iter = 80."""
     return [min(initial_size, group_size - size) for size in range(initial_size, group_size, initial_size)]
 

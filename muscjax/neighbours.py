@@ -100,7 +100,9 @@ def nearest(
     )
     place = jnp.zeros((count,), jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
     squared, index = (a.reshape(-1, k)[place] for a in (squared, index))
-    index = jnp.where(jnp.isfinite(squared), index, index[:, :1])
+    squared = jnp.where(query_valid[:, None], squared, jnp.inf)
+    found = jnp.isfinite(squared)
+    index = jnp.where(found, index, jnp.where(found[:, :1], index[:, :1], 0))
     return index, jnp.sqrt(squared)
 
 

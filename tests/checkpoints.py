@@ -1,10 +1,14 @@
-"""Fake checkpoints from lists of keys and shapes: files of zeros that cost no disk and no memory."""
+"""Fake checkpoints: a small whole one, and files of zeros from key lists that cost no disk or memory."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
+from muscjax.backbones import vit
 from tests.conftest import shared
 
 Shapes = dict[str, tuple[int, ...]]
@@ -70,3 +74,28 @@ def write_zeros(path: Path, shapes: Shapes, *, kind: str = "F32") -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+def small_checkpoint(folder):
+    """A whole DINO checkpoint of one block, as safetensors."""
+    spec = vit.Spec(4, 64, 1, 1, 8)
+    shapes = {
+        "cls_token": (1, 1, 64),
+        "pos_embed": (1, 5, 64),
+        "patch_embed.proj.weight": (64, 3, 4, 4),
+        "patch_embed.proj.bias": (64,),
+        "norm.weight": (64,),
+        "norm.bias": (64,),
+    }
+    for part, shape in {
+        "norm1": (64,),
+        "attn.qkv": (192, 64),
+        "attn.proj": (64, 64),
+        "norm2": (64,),
+        "mlp.fc1": (256, 64),
+        "mlp.fc2": (64, 256),
+    }.items():
+        shapes |= {f"blocks.0.{part}.weight": shape, f"blocks.0.{part}.bias": shape[:1]}
+    arrays = {key: np.full(shape, 0.01, np.float32) for key, shape in shapes.items()}
+    save_file(arrays, folder / "small.safetensors")
+    return folder / "small.safetensors", arrays, spec

@@ -269,7 +269,7 @@ class TestGroupDescriptor:
 
     def test_relative_radii_ignore_the_scale(self):
         points = bumpy()
-        relative = dataclasses.replace(CONFIG, unit="relative", normal_radius=0.27, feature_radius=0.38)
+        relative = dataclasses.replace(CONFIG, unit="relative", normal_radius=0.4, feature_radius=0.33)
         radius = np.linalg.norm(points - points.astype(np.float64).mean(axis=0), axis=1).max()
         valid = jnp.arange(ROWS) < len(points)
         assert float(descriptors.cloud_radius(padded(points)[0], valid)) == pytest.approx(radius, rel=1e-5)

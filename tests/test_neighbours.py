@@ -108,11 +108,11 @@ def test_unjitted_mapped_and_batched_agree():
 
 
 def test_order_of_the_points_does_not_matter():
-    points = cloud(5, 400, "volume")
-    mixed = np.random.default_rng(0).permutation(400)
-    valid = np.ones(400, bool)
-    index, distance = jitted(points[:50], points, valid, 20)
-    again, again_distance = jitted(points[:50], points[mixed], valid, 20)
+    points = cloud(5, 600, "volume")
+    mixed = np.random.default_rng(0).permutation(600)
+    valid = np.ones(600, bool)
+    index, distance = jitted(points, points, valid, 33)
+    again, again_distance = jitted(points, points[mixed], valid, 33)
     np.testing.assert_array_equal(mixed[again], index)
     np.testing.assert_array_equal(again_distance, distance)
 

@@ -21,10 +21,10 @@ from huggingface_hub import constants
 
 from muscjax.backbones import fetch, network, params, point_mae, registry, vit
 from muscjax.errors import InputError
+from tests.checkpoints import small_checkpoint
 from tests.test_point_mae import SMALL as SMALL_POINTS
 from tests.test_point_mae import scene
 from tests.test_vit import SMALL, images, nested, random_flat
-from tests.test_weights_convert import small_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -228,6 +228,13 @@ def test_download_of_another_network_is_refused(tiny, cache, monkeypatch):
     publish(monkeypatch, dataclasses.replace(tiny, width=768))
     assert "width is 64, expected 768" in refused()
     assert not registry.converted_path("tiny").exists()
+
+
+def test_damaged_ledger_is_named(tiny, cache):
+    load()
+    for text in ("{", "[]"):
+        (cache / "hashes.json").write_text(text)
+        assert str(cache / "hashes.json") in refused()
 
 
 def test_killed_download_leaves_nothing_that_is_trusted(tiny, server, cache):

@@ -141,9 +141,9 @@ def plan(
         for rule, block in hits
         if rule.part is None and (target := rule.op.target(shapes[key])) is not None
     }
-    family = _family(family, table, found, names, path)
-    stated = {name: value for name, value in overrides.items() if value is not None}
     depth = _depth(layout, matches)
+    family = _family(family, table, found, names, depth, path)
+    stated = {name: value for name, value in overrides.items() if value is not None}
     try:
         if table == "point_mae":
             spec: params.Spec = infer.point_spec(found, depth, overrides=stated)
@@ -161,7 +161,7 @@ def plan(
             spec = dataclasses.replace(spec, **(infer.beside(path, layout.name, spec) | stated))
     except TypeError as error:
         raise InputError(f"{path}: {error}") from None
-    if spec.width % spec.heads:
+    if spec.heads < 1 or spec.width % spec.heads:
         raise InputError(f"{path}: width {spec.width} is no multiple of {spec.heads} heads; state heads")
     return _check(path, family, layout, spec, shapes, names, matches)
 
@@ -241,10 +241,10 @@ def _text_projection(shapes: Mapping[str, Shape]) -> int | None:
     return None
 
 
-def _family(stated: str | None, table: str, found, names, path: Path) -> str:
+def _family(stated: str | None, table: str, found, names, depth: int, path: Path) -> str:
     if table != "dino":
         guess = table
-    elif sum(".scale" in name[-8:] and name[-1:] in "12" for name in found) > 0:
+    elif sum(name.endswith((".scale1", ".scale2")) for name in found) >= depth:
         guess = "dinov2"
     elif any(re.fullmatch(r"(head|classifier)\.(weight|bias)", name) for name in names.values()):
         guess = "deit"

@@ -96,6 +96,12 @@ LAYOUTS = (
     ),
     # The names that transformers 5 uses in memory; its saved files keep the two above.
     Layout(
+        "hf5-dinov2",
+        _hf(r"encoder\.layer\.(\d+)", _MEMORY_QKV, r"attention\.o_proj", ("norm1", "norm2"), _MLP),
+        _HF_IGNORED,
+        _HF_DINOV2,
+    ),
+    Layout(
         "hf5-vit",
         _hf(r"layers\.(\d+)", _MEMORY_QKV, r"attention\.o_proj", _VIT_NORMS, _MLP),
         _HF_IGNORED,

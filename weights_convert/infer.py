@@ -59,7 +59,7 @@ def image_spec(
     hidden = _vote(
         (shape[-1] for name, shape in found.items() if name.endswith("fc1.bias")), default=4 * width
     )
-    patch = round((found.get("patch.kernel", (768,))[0] / 3) ** 0.5)
+    patch = max(round((found.get("patch.kernel", (768,))[0] / 3) ** 0.5), 1)
     grid = round(max(found.get("positions", (197, width))[0] - 1, 1) ** 0.5)
     values: dict[str, Any] = {
         "patch_size": patch,
@@ -167,6 +167,7 @@ def _projection(shape: Shape | None, width: int, text: int | None) -> int:
     return max(round(size / 16) * 16, 16)
 
 
-def _vote(values: Iterable[int], *, default: int = 0) -> int:
-    counted = Counter(values)
+def _vote(values: Iterable[int], *, default: int = 1) -> int:
+    """The most frequent size; empty tensors have no say."""
+    counted = Counter(value for value in values if value > 0)
     return counted.most_common(1)[0][0] if counted else default

@@ -70,6 +70,9 @@ def _open_torch(path: Path) -> Checkpoint:
             f"{path}: a PyTorch checkpoint needs torch to be read; pip install 'muscjax[convert]', "
             "or convert the safetensors file of the same weights"
         ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        # Before 2.6 a crafted file gets past weights_only (CVE-2025-32434).
+        raise InputError(f"{path}: torch {torch.__version__} cannot read it safely, expected 2.6 or newer")
     if _is_torchscript(path):
         raise InputError(f"{path}: a TorchScript archive, which holds code; save its state_dict instead")
     try:

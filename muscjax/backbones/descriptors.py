@@ -111,10 +111,10 @@ def point_fpfh(
         index, distance = windows.nearest_on_grid(points, valid, pixel, count, grid_hw=grid_hw, radius=radius)
     distance = jnp.where(valid[:, None], distance, jnp.float32(jnp.inf))
 
-    near = (slice(None), slice(config.normal_neighbours))
-    normals = oriented_normals(points, index[near], distance[near], radius=normal_radius)
-    near = (slice(None), slice(config.feature_neighbours))
-    index, distance = index[near], distance[near]
+    k = config.normal_neighbours
+    normals = oriented_normals(points, index[:, :k], distance[:, :k], radius=normal_radius)
+    k = config.feature_neighbours
+    index, distance = index[:, :k], distance[:, :k]
     distance = jnp.where(distance <= feature_radius, distance, jnp.float32(jnp.inf))
     spfh = simple_histograms(points, normals, index, distance)
     return weighted_histograms(spfh, index, distance, rows=rows)

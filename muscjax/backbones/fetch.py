@@ -142,6 +142,7 @@ def _ledger() -> dict[str, str]:
 
 def _download(url: str, path: Path, *, label: str, progress: bool) -> None:
     """One whole file; a transfer that ends early is an error."""
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     if not url.startswith(("http://", "https://")):
@@ -156,7 +157,7 @@ def _download(url: str, path: Path, *, label: str, progress: bool) -> None:
     with _ask(url) as answer, open(path, "wb") as file:
         stated = answer.headers.get("Content-Length")
         total = int(stated) if stated else None
-        with Progress(*columns, disable=not progress, transient=True) as bar:
+        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
             task = bar.add_task(label, total=total)
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)

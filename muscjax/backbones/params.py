@@ -102,7 +102,10 @@ def load(path: str | os.PathLike, *, kind: Kind, dtype=jnp.float32) -> Loaded:
     if fields.get("kind") != kind:
         raise InputError(f"{path}: holds a backbone for {fields.get('kind')}, expected one for {kind}")
     spec = _spec(path, fields)
-    wanted = shapes(spec)
+    try:
+        wanted = shapes(spec)
+    except Exception as error:  # a header may hold anything
+        raise InputError(f"{path}: header describes no network ({_one_line(error)})") from None
     wrong = [
         *(f"{name} missing" for name in sorted(wanted.keys() - found.keys())),
         *(f"{name} unexpected" for name in sorted(found.keys() - wanted.keys())),
