@@ -83,7 +83,8 @@ def detect(
 
     from muscjax import outputs, runtime
     from muscjax.console import watch
-    from muscjax.run import Request, run
+    from muscjax.requests import Request
+    from muscjax.run import run
 
     runtime.prepare()
     request = Request(

@@ -142,7 +142,7 @@ PRESETS = {"released": released, "paper": paper}
 
 
 def override(config: Config, *assignments: str) -> Config:
-    """Apply assignments such as ``"cae.confidence=false"`` or ``"snamd.degrees=[1,3]"``, in order, then check.
+    """Apply assignments such as ``"cae.confidence=false"`` or ``"snamd.degrees=[1,3]"``, in order.
 
     The value is TOML; a bare word stands for a string.
 

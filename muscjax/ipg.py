@@ -80,7 +80,7 @@ def curvature(points: jax.Array, center: jax.Array, index: jax.Array, distance: 
       λ_min / Σλ of the offsets from the centre, scaled by the longest, about their mean (ddof 1). 0 where
       fewer than two neighbours exist or all coincide with the centre.
     """
-    there = jnp.isfinite(distance[1:])
+    points, there = jnp.asarray(points), jnp.isfinite(distance[1:])
     count = jnp.sum(there, dtype=jnp.float32)
     offsets = jnp.where(there[:, None], points[index[1:]] - center[None], jnp.float32(0))
     longest = jnp.sqrt(jnp.max(jnp.sum(offsets * offsets, axis=1), initial=0))
@@ -149,6 +149,7 @@ def expand_released(
       initial_size: K_iter, static; the number of expansions is ⌈K / K_iter⌉ - 1.
     """
     del valid
+    points = jnp.asarray(points)
 
     def one(near):
         index, distance = near
@@ -197,6 +198,7 @@ def expand_paper(
     that proof are searched again in the whole cloud. Arguments and order as ``expand_released``.
     """
     steps = expansions(group_size, initial_size)
+    points, valid = jnp.asarray(points), jnp.asarray(valid)
     rows = jnp.arange(points.shape[0], dtype=jnp.int32)
 
     def among(near):

@@ -77,7 +77,9 @@ def score_stage(
             None if rows is None else average(rows, scoring_config.interval, ref_valid[:, None])
             for rows in (image_rows, point_rows)
         )
-        return image_scores, None if own is None else jnp.where(own.valid, point_scores, 0)
+        if own is not None and point_scores is not None:
+            point_scores = jnp.where(own.valid, point_scores, 0)
+        return image_scores, point_scores
 
     return scoring.map_rows(
         image,
@@ -153,7 +155,8 @@ def score(
     return PatchScores(totals[0], totals[1], jnp.concatenate([jnp.asarray(s) for s in salient], axis=1))
 
 
-def features_of(features: Features) -> tuple[Array | None, Array | None]:
+def features_of(features: Features) -> tuple[Any, Any]:
+    """Both modalities, each an array or None."""
     return features.image, features.points
 
 
@@ -285,7 +288,7 @@ def finish(
 
 
 def detect(
-    images: Sequence[Any] | Array | None = None,
+    images: Any | None = None,
     clouds: Sequence[Cloud] | Any | None = None,
     *,
     image_backbone: Callable[[Array], Array] | None = None,

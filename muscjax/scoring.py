@@ -207,31 +207,35 @@ def map_rows(
 
     def finish(image_rows: Array | None, point_rows: Array | None, own: Array) -> Any:
         ref_valid = (ids[None] != own[:, None]) & (ids[None] < count)
-        masked = [
-            None if rows is None else jnp.where(ref_valid[:, None], rows, jnp.inf)
-            for rows in (image_rows, point_rows)
-        ]
-        return fn(*masked, ref_valid, own)
+        return fn(_masked(image_rows, ref_valid), _masked(point_rows, ref_valid), ref_valid, own)
 
     if plan.kind == "symmetric":
-        whole = [
+        whole_image, whole_points = (
             None if x is None else mutual_min_distances(x, valid=valid, count=count, **kernel)
             for x, valid in sides
-        ]
+        )
 
         def block(own: Array) -> Any:
-            return finish(*(None if rows is None else rows[own] for rows in whole), own)
+            return finish(_pick(whole_image, own), _pick(whole_points, own), own)
     else:
 
         def block(own: Array) -> Any:
-            rows = [
+            image_rows, point_rows = (
                 None if x is None else min_distances(x[own], x, reference_valid=valid, **kernel)
                 for x, valid in sides
-            ]
-            return finish(*rows, own)
+            )
+            return finish(image_rows, point_rows, own)
 
     joined = lax.map(block, block_ids)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], joined)
+
+
+def _masked(rows: Array | None, ref_valid: Array) -> Array | None:
+    return None if rows is None else jnp.where(ref_valid[:, None], rows, jnp.inf)
+
+
+def _pick(rows: Array | None, ids: Array) -> Array | None:
+    return None if rows is None else rows[ids]
 
 
 def interval_average(distances: Array, fraction: float, valid: Array | None = None) -> Array:

@@ -13,6 +13,7 @@ import dataclasses
 from typing import dataclass_transform
 
 import jax
+import numpy as np
 
 Array = jax.Array
 
@@ -59,10 +60,10 @@ class PointGroups:
 
 @_pytree
 class Features:
-    """Pooled features of all samples, ready for mutual scoring."""
+    """Pooled features of all samples, ready for mutual scoring; they may stay on the host."""
 
-    image: Array | None  # (S, N, M, C) float32
-    points: Array | None  # (S or 1, N, G, C) float32; one stage is used for every image stage
+    image: Array | np.ndarray | None  # (S, N, M, C) float32
+    points: Array | np.ndarray | None  # (S or 1, N, G, C) float32; one stage is used for every image stage
 
 
 @_pytree

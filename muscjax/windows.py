@@ -2,8 +2,8 @@
 
 A sensor's pixels are already a spatial index: what lies near in space lies near on the grid. So each point
 looks at a square of pixels and proves from the cloud itself that nothing outside the square can be nearer.
-Where the proof fails (sparse edges, steep walls) ``geometry.nearest`` answers instead. The result is exact in
-either case; a grid that does not follow the points only costs time.
+Where the proof fails (sparse edges, steep walls) ``neighbours.nearest`` answers instead. The result is
+exact in either case; a grid that does not follow the points only costs time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from muscjax import geometry
+from muscjax.neighbours import nearest
 from muscjax.selection import smallest
 
 _BLOCK = 256  # points per step: their windows stay in the cache
@@ -32,7 +32,7 @@ def nearest_on_grid(
     radius: jax.Array | float | None = None,
     half_width: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k nearest valid points of every point of an organised cloud: what ``geometry.nearest`` gives.
+    """The k nearest valid points of every point of an organised cloud: what ``neighbours.nearest`` gives.
 
     Args:
       points: (P, 3) float32.
@@ -45,7 +45,7 @@ def nearest_on_grid(
         pixels on a plane that faces the camera.
 
     Returns:
-      indices (P, k) int32 and Euclidean distances (P, k) float32, as ``geometry.nearest``; without any
+      indices (P, k) int32 and Euclidean distances (P, k) float32, as ``neighbours.nearest``; without any
       neighbour where the point is not valid.
     """
     half_width = math.isqrt(k - 1) + 1 if half_width is None else half_width
@@ -53,7 +53,7 @@ def nearest_on_grid(
         points, valid, pixel, k, grid_hw=grid_hw, radius=radius, half_width=half_width
     )
     rest = valid & ~proven
-    other_index, other = geometry.nearest(points, points, valid, k, radius=radius, query_valid=rest)
+    other_index, other = nearest(points, points, valid, k, radius=radius, query_valid=rest)
     index = jnp.where(jnp.isfinite(squared), index, index[:, :1])
     index = jnp.where(rest[:, None], other_index, index)
     return index, jnp.where(rest[:, None], other, jnp.sqrt(squared))

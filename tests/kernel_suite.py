@@ -11,6 +11,7 @@ from muscjax import kernels
 from tests.reference import scoring as reference
 
 EPS = np.finfo(np.float32).eps
+UNIT_ROUNDOFF = {"float32": EPS, "tf32": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def arrays(seed, a, m, b, l, c, scale=1.0):
@@ -29,12 +30,11 @@ def bound(queries, references, factor):
 
 class KernelSuite:
     implementation: str
-    unit_roundoff = {"float32": EPS, "tf32": 2.0**-11, "bfloat16": 2.0**-8}
 
     def call(self, *arrays, **keywords):
-        return jax.jit(
-            lambda *given: kernels.min_squared_distances(self.implementation)(*given, **keywords)
-        )(*arrays)
+        return jax.jit(lambda *given: kernels.min_squared_distances(self.implementation)(*given, **keywords))(
+            *arrays
+        )
 
     @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 5, 3, 7, 4), (3, 49, 2, 49, 33)])
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -71,7 +71,7 @@ class KernelSuite:
         noise = np.random.default_rng(6).normal(size=queries.shape).astype(np.float32)
         references = (queries + 1e-4 * noise).astype(np.float32)
         rows, _ = self.call(queries, references, precision=precision)
-        roundoff = self.unit_roundoff[precision]
+        roundoff = UNIT_ROUNDOFF[precision]
         own = np.stack([rows[i, :, i] for i in range(2)])
         difference = ((queries - references) ** 2).sum(-1)
         # |d_rounded - d| is at most the rounding of both operands, the rest is the float32 product's.

@@ -65,12 +65,13 @@ def test_bad_files_name_the_file(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError):
         config.from_toml(path)
-    with pytest.raises(InputError, match="absent.toml"):
+    with pytest.raises(InputError, match=r"absent\.toml"):
         config.from_toml(tmp_path / "absent.toml")
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1024", 1024), ("1.5k", 1536), ("7b", 7)]
+    ("text", "expected"),
+    [("4GiB", 4 << 30), ("500 MB", 500_000_000), ("1024", 1024), ("1.5k", 1536), ("7b", 7)],
 )
 def test_bytes(text, expected):
     assert config.parse_bytes(text) == expected

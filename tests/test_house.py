@@ -18,6 +18,7 @@ CORE = {
     "kernels": set(),
     "selection": set(),
     "neighbours": {"selection"},
+    "windows": {"neighbours", "selection"},
     "geometry": {"neighbours"},
     "ipg": {"geometry", "selection"},
     "snamd": {"geometry"},
@@ -57,7 +58,9 @@ def test_the_core_neither_prints_nor_opens_nor_reads_a_clock():
         path = PACKAGE / room
         for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
             tree = ast.parse(file.read_text())
-            called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+            called = {
+                n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+            }
             names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
             assert not called & forbidden, file.name
             assert not names & modules, file.name
@@ -79,7 +82,16 @@ def test_help_loads_nothing_heavy():
         "from typer.testing import CliRunner\nfrom muscjax.cli import app\n"
         "assert CliRunner().invoke(app, ['detect', '--help']).exit_code == 0"
     )
-    assert not loaded_after(statement) & {"jax", "numpy", "scipy", "sklearn", "flax", "transformers", "torch", "PIL"}
+    assert not loaded_after(statement) & {
+        "jax",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "flax",
+        "transformers",
+        "torch",
+        "PIL",
+    }
 
 
 def test_running_imports_neither_torch_nor_optax():
@@ -87,7 +99,8 @@ def test_running_imports_neither_torch_nor_optax():
 import numpy as np, muscjax
 import muscjax.run, muscjax.cli, muscjax.backbones.registry, muscjax.outputs, muscjax.metrics
 z = np.random.default_rng(0).random((3, 16, 16, 3)).astype(np.float32)
-muscjax.detect(z, image_backbone=lambda x: x.reshape(len(x), 4, 4, 4, 4, 3).mean((2, 4)).reshape(1, len(x), 16, 3))
+network = lambda x: x.reshape(len(x), 4, 4, 4, 4, 3).mean((2, 4)).reshape(1, len(x), 16, 3)
+muscjax.detect(z, image_backbone=network)
 """
     assert not loaded_after(statement) & {"torch", "timm", "cv2", "open3d"}
 

@@ -10,7 +10,9 @@ from muscjax import ordering
 VECTORS = hnp.arrays(
     np.float32,
     st.sampled_from([1, 17]),
-    elements=st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf]), st.floats(-9, 9, width=32, allow_subnormal=False)),
+    elements=st.one_of(
+        st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf]), st.floats(-9, 9, width=32, allow_subnormal=False)
+    ),
 )
 
 

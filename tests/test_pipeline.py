@@ -61,9 +61,7 @@ def run(images, clouds, settings=None, **keywords):
 def recorded(golden, tmp_path_factory):
     """The end-to-end golden run, once: our detection beside the arrays of the authors' code."""
     folder, arrays = tmp_path_factory.mktemp("networks"), golden("end_to_end")
-    settings = config.override(
-        config.released(), "ipg.groups=64", "ipg.group_size=32", "ipg.initial_size=20"
-    )
+    settings = config.override(config.released(), "ipg.groups=64", "ipg.group_size=32", "ipg.initial_size=20")
     images = np.moveaxis(arrays["images"], 1, -1)
     raw = np.moveaxis(arrays["xyz_raw"], 1, -1)
     clouds = [geometry.cloud_from_xyz(xyz) for xyz in raw]
@@ -135,9 +133,7 @@ def test_golden_salient_features(recorded):
 def test_few_samples_are_finite(n, preset, modality):
     images, clouds = scans(n)
     settings = dataclasses.replace(preset(), ipg=dataclasses.replace(preset().ipg, **_sizes()))
-    found = run(
-        images if modality != "points" else None, clouds if modality != "image" else None, settings
-    )
+    found = run(images if modality != "points" else None, clouds if modality != "image" else None, settings)
     assert found.anomaly_map.shape == (n, 32, 32)
     for values in jax.tree.leaves(found):
         assert np.isfinite(values).all()
@@ -189,7 +185,9 @@ def test_a_cloud_smaller_than_its_groups():
 
 def test_one_patch():
     images, _ = scans(4)
-    found = muscjax.detect(images, image_backbone=lambda x: x.mean(axis=(1, 2))[None, :, None], config=small())
+    found = muscjax.detect(
+        images, image_backbone=lambda x: x.mean(axis=(1, 2))[None, :, None], config=small()
+    )
     assert np.ptp(found.anomaly_map[0]) == 0
     assert np.isfinite(found.pred_score).all()
 

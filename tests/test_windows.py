@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muscjax import geometry, windows
+from muscjax import neighbours, windows
 from tests.budget import largest_intermediate
 
 GRID = (20, 26)
@@ -143,7 +143,7 @@ def test_fewer_points_than_neighbours(count):
 def test_same_as_the_general_search_to_the_bit():
     points, valid, pixel = scan(5)
     index, distance = SEARCH(points, valid, pixel, k=K, grid_hw=GRID, radius=0.01)
-    other_index, other = jax.jit(geometry.nearest, static_argnames="k")(
+    other_index, other = jax.jit(neighbours.nearest, static_argnames="k")(
         points, points, valid, k=K, radius=0.01, query_valid=valid
     )
     np.testing.assert_array_equal(index, other_index)

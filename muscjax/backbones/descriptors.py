@@ -109,7 +109,6 @@ def point_fpfh(
         index, distance = geometry.nearest(points, points, valid, count, radius=radius, query_valid=valid)
     else:
         index, distance = windows.nearest_on_grid(points, valid, pixel, count, grid_hw=grid_hw, radius=radius)
-    distance = jnp.where(valid[:, None], distance, jnp.float32(jnp.inf))
 
     k = config.normal_neighbours
     normals = oriented_normals(points, index[:, :k], distance[:, :k], radius=normal_radius)
