@@ -37,8 +37,9 @@ def _traceable(backbone: Any) -> Any:
 def _image_batch(backbone: Any, images: Array, *, config: Any, pool: Callable) -> Array:
     tokens = backbone(images)  # (S, B, M, C)
     batch, m, c = tokens.shape[1:]
-    h, w = grid_of(m, images.shape[1:3])
-    pooled = jax.vmap(jax.vmap(lambda grid: pool(grid.reshape(h, w, c), config)))(tokens)
+    h, w = grid_of(m, (images.shape[1], images.shape[2]))
+    pooled = lax.map(lambda grid: pool(grid, config), tokens.reshape(-1, h, w, c))
+    pooled = pooled.reshape(-1, batch, *pooled.shape[1:])
     return jnp.moveaxis(pooled, 2, 1).reshape(-1, batch, m, c)  # levels of a stage become stages
 
 

@@ -84,12 +84,12 @@ def load_image_backbone(name: str | None, config: Config) -> Callable:
     return registry.load_image_backbone(name, image_size=config.input.image_size)
 
 
-def load_point_backbone(name: str, config: Config, grid_hw: tuple[int, int] | None) -> Callable:
-    """FPFH on the given pixel grid, or the Point-MAE encoder of that name or file."""
+def load_point_backbone(name: str, config: Config) -> Callable:
+    """FPFH, or the Point-MAE encoder of that name or file."""
     if name == WEIGHT_FREE_POINTS:
         from muscjax.backbones import descriptors
 
-        return functools.partial(descriptors.fpfh, config=config.fpfh, grid_hw=grid_hw)
+        return functools.partial(descriptors.fpfh, config=config.fpfh)
     from muscjax.backbones import registry
 
     return registry.load_point_backbone(name)
@@ -122,15 +122,11 @@ def run_category(
         np.stack([item.image for item in prepared if item.image is not None]) if kind != "points" else None
     )
     clouds = [item.cloud for item in prepared if item.cloud is not None] if kind != "image" else None
-    point_backbone = None
-    if clouds is not None:
-        grid = _sensor_grid(prepared) if config.fpfh.full_resolution else (map_size, map_size)
-        point_backbone = load_point_backbone(request.point_backbone, config, grid)
     detection = pipeline.detect(
         images,
         clouds,
         image_backbone=None if images is None else image_backbone,
-        point_backbone=point_backbone,
+        point_backbone=None if clouds is None else load_point_backbone(request.point_backbone, config),
         config=config,
         progress=observe,
     )
@@ -173,9 +169,3 @@ def load(
             say(f"{scan.xyz}: no foreground; its points get no score")
         observe("loading", len(prepared), len(scans))
     return prepared
-
-
-def _sensor_grid(prepared: Sequence[Prepared]) -> tuple[int, int] | None:
-    """The sensor grid that all scans share; None where they differ."""
-    grids = {item.sensor_hw for item in prepared}
-    return grids.pop() if len(grids) == 1 else None

@@ -531,7 +531,6 @@ class TestPrepare:
         got = prepare(dataset.scans[0], config, modality="both", cache_dir=tmp_path)
         assert got.frame == Frame(source_hw=(120, 120), working_hw=(64, 64))
         assert got.image.shape == (90, 90, 3)
-        assert got.sensor_hw == (64, 64)
         assert got.mask.shape == got.foreground.shape == (64, 64)
         smaller = prepare(dataset.scans[0], config, modality="both", cache_dir=tmp_path, map_size=20)
         assert smaller.foreground.shape == (20, 20)
@@ -548,7 +547,6 @@ class TestPrepare:
         np.testing.assert_array_equal(got.foreground, expected)
         assert (got.image[:, :11] == 0).all()
         assert (got.image[:, 89:] == 0).all()
-        assert got.sensor_hw == (100, 100)
         assert got.cloud.surface is not None
         np.testing.assert_array_equal(
             got.cloud.surface.points_m[got.cloud.surface.row[got.cloud.valid]],

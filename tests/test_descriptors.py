@@ -20,12 +20,11 @@ from tests.reference import fpfh as reference
 
 CONFIG = FpfhConfig(normal_radius=0.0025, normal_neighbours=12, feature_radius=0.0035, feature_neighbours=24)
 SIDE = 13
-GRID = (14, 14)
 ROWS = 192  # all clouds are padded to it and have as many groups, so that few programs are compiled
 
 NORMALS = jax.jit(descriptors.oriented_normals)
-POINT = jax.jit(descriptors.point_fpfh, static_argnames=("config", "grid_hw"))
-GROUP = jax.jit(descriptors.fpfh, static_argnames=("config", "grid_hw"))
+POINT = jax.jit(descriptors.point_fpfh, static_argnames=("config",))
+GROUP = jax.jit(descriptors.fpfh, static_argnames=("config",))
 
 
 def bumpy(seed: int = 0) -> np.ndarray:
@@ -39,26 +38,21 @@ def bumpy(seed: int = 0) -> np.ndarray:
 
 
 def padded(points, fill: float = 0.0):
-    """Points, valid and pixel (row-major in the SIDE-wide corner of GRID) of ROWS rows."""
+    """Points and valid of ROWS rows."""
     points = np.asarray(points, np.float32).reshape(-1, 3)
     full = np.full((ROWS, 3), fill, np.float32)
     full[: len(points)] = points
-    row = np.arange(ROWS)
-    valid = row < len(points)
-    return (
-        jnp.asarray(full),
-        jnp.asarray(valid),
-        jnp.asarray(np.where(valid, row + row // SIDE, 0), jnp.int32),
-    )
+    return jnp.asarray(full), jnp.arange(ROWS) < len(points)
 
 
-def per_point(points, config=CONFIG, *, grid_hw=GRID, scale=1.0, fill=0.0) -> np.ndarray:
+def per_point(points, config=CONFIG, *, scale=1.0, fill=0.0) -> np.ndarray:
     scale = jnp.float32(scale)
-    return np.asarray(POINT(*padded(points, fill), config, scale=scale, grid_hw=grid_hw))[: len(points)]
+    return np.asarray(POINT(*padded(points, fill), config, scale=scale))[: len(points)]
 
 
 def as_cloud(points, *, surface: Surface | None = None) -> Cloud:
-    points_m, valid, pixel = padded(points)
+    points_m, valid = padded(points)
+    pixel = jnp.zeros(ROWS, jnp.int32)
     return Cloud(
         points_m=points_m, points=jnp.zeros_like(points_m), valid=valid, pixel=pixel, surface=surface
     )
@@ -143,10 +137,9 @@ class TestNormals:
 
 
 class TestPointDescriptor:
-    @pytest.mark.parametrize("grid_hw", [None, GRID])
-    def test_equals_float64_reference(self, grid_hw):
+    def test_equals_float64_reference(self):
         truth, safe = expected()
-        np.testing.assert_allclose(per_point(bumpy(), grid_hw=grid_hw)[safe], truth[safe], atol=1e-3)
+        np.testing.assert_allclose(per_point(bumpy())[safe], truth[safe], atol=1e-3)
 
     def test_not_jitted(self):
         truth, safe = expected()
@@ -181,7 +174,7 @@ class TestPointDescriptor:
         truth, safe = expected()
         c, s = np.cos(angle), np.sin(angle)
         turned = bumpy().astype(np.float64) @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-        found = per_point(turned, grid_hw=None)
+        found = per_point(turned)
         # Turned coordinates are rounded: a few angles closer than the reference's margin may jump.
         agree = np.abs(found - truth).max(axis=1) < 0.01
         assert agree[safe].mean() > 0.95
@@ -199,12 +192,12 @@ class TestPointDescriptor:
     def test_order_of_points(self, seed):
         truth, safe = expected()
         order = np.random.default_rng(seed).permutation(len(safe))
-        found = per_point(bumpy()[order], grid_hw=None)
+        found = per_point(bumpy()[order])
         np.testing.assert_allclose(found[safe[order]], truth[order][safe[order]], atol=1e-3)
 
     def test_padding_changes_nothing_whatever_it_holds(self):
         np.testing.assert_array_equal(per_point(bumpy(), fill=0.04), per_point(bumpy()))
-        rest = np.asarray(POINT(*padded(bumpy(), 0.04), CONFIG, scale=jnp.float32(1), grid_hw=GRID))
+        rest = np.asarray(POINT(*padded(bumpy(), 0.04), CONFIG, scale=jnp.float32(1)))
         assert not rest[SIDE**2 :].any()
 
     def test_orientation_tells_a_dent_from_a_bump(self):
@@ -214,7 +207,7 @@ class TestPointDescriptor:
         histograms = []
         for sign in (1, -1):
             points = np.stack([x, y, 0.4 + sign * cap], axis=1)
-            histograms.append(per_point(points, grid_hw=None)[40, 22:])
+            histograms.append(per_point(points)[40, 22:])
         bump, dent = histograms
         np.testing.assert_allclose(bump, dent[::-1], atol=20)
         assert bump[:5].sum() > 100 > bump[6:].sum()
@@ -224,7 +217,7 @@ class TestPointDescriptor:
         points = OPEN3D_POINTS.astype(np.float32) * np.float32(1e-5)
         recorded = np.zeros((4, 33))
         recorded[:, [5, *range(14, 18), *range(24, 31)]] = OPEN3D_HISTOGRAMS
-        np.testing.assert_allclose(per_point(points, grid_hw=None)[:4], recorded, atol=1e-3)
+        np.testing.assert_allclose(per_point(points)[:4], recorded, atol=1e-3)
         truth, safe = reference.fpfh(points, np.ones(16, bool), CONFIG, margin=1e-3)
         assert safe.all()
         np.testing.assert_allclose(truth[:4], recorded, atol=5.1e-4)
@@ -252,10 +245,10 @@ class TestGroupDescriptor:
         points = bumpy()
         indices = np.random.default_rng(0).integers(0, len(points), (ROWS, 2))
         indices[0] = 7
-        found = GROUP(as_cloud(points), as_groups(indices), CONFIG, grid_hw=None)
+        found = GROUP(as_cloud(points), as_groups(indices), CONFIG)
         assert found.shape == (1, ROWS, 33)
         assert found.dtype == jnp.float32
-        truth = reference.of_groups(per_point(points, grid_hw=None).astype(np.float64), indices)
+        truth = reference.of_groups(per_point(points).astype(np.float64), indices)
         kept = expected()[1][indices].all(axis=1)
         np.testing.assert_allclose(found[0][kept], truth[kept], atol=1e-5)
 
@@ -263,7 +256,7 @@ class TestGroupDescriptor:
     def test_plane_gives_one_constant(self, tilt):
         y, x = np.mgrid[-6:7, -6:7].reshape(2, -1) * 1e-3
         points = np.stack([x, y, 0.4 + tilt[0] * x + tilt[1] * y], axis=1)
-        found = GROUP(as_cloud(points), SINGLES, CONFIG, grid_hw=GRID)[0]
+        found = GROUP(as_cloud(points), SINGLES, CONFIG)[0]
         np.testing.assert_allclose(found[: SIDE**2], np.tile(FLAT, (SIDE**2, 1)), atol=1e-6)
         assert not np.asarray(found)[SIDE**2 :].any()
 
@@ -275,33 +268,33 @@ class TestGroupDescriptor:
         assert float(descriptors.cloud_radius(padded(points)[0], valid)) == pytest.approx(radius, rel=1e-5)
         truth, safe = expected(relative, radius)
         for factor in (1, 4):
-            found = GROUP(as_cloud(points * np.float32(factor)), SINGLES, relative, grid_hw=None)[0]
+            found = GROUP(as_cloud(points * np.float32(factor)), SINGLES, relative)[0]
             np.testing.assert_allclose(found[: len(safe)][safe], unit(truth)[safe], atol=1e-5)
 
     def test_full_resolution_reads_the_surface(self):
         dense = bumpy()
         row = np.arange(0, len(dense), 3)
-        points_m, valid, pixel = padded(dense)
+        points_m, valid = padded(dense)
         surface = Surface(
             points_m=points_m,
             valid=valid,
-            pixel=pixel,
+            pixel=jnp.zeros(ROWS, jnp.int32),
             row=jnp.zeros(ROWS, jnp.int32).at[: len(row)].set(row),
         )
         config = dataclasses.replace(CONFIG, full_resolution=True)
-        found = GROUP(as_cloud(dense[row], surface=surface), SINGLES, config, grid_hw=None)[0]
+        found = GROUP(as_cloud(dense[row], surface=surface), SINGLES, config)[0]
         _, safe = expected()
         kept = safe[row]
         np.testing.assert_allclose(found[: len(row)][kept], unit(per_point(dense)[row])[kept], atol=1e-4)
         with pytest.raises(ValueError, match=r"cloud\.surface"):
-            descriptors.fpfh(as_cloud(dense), SINGLES, config, grid_hw=None)
+            descriptors.fpfh(as_cloud(dense), SINGLES, config)
 
     def test_batch_is_each_alone(self):
         clouds = [as_cloud(bumpy(1)[:150]), as_cloud(bumpy())]
-        together = jax.vmap(lambda c: GROUP(c, SINGLES, CONFIG, grid_hw=None))(
+        together = jax.vmap(lambda c: GROUP(c, SINGLES, CONFIG))(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *clouds)
         )
-        alone = np.stack([GROUP(c, SINGLES, CONFIG, grid_hw=None) for c in clouds])
+        alone = np.stack([GROUP(c, SINGLES, CONFIG) for c in clouds])
         safe = np.flatnonzero(expected()[1])
         np.testing.assert_allclose(together[1, 0, safe], alone[1, 0, safe], atol=1e-5)
         # The batched program rounds otherwise, so elsewhere an angle at an edge may jump.
@@ -321,40 +314,39 @@ LINE = np.stack([np.arange(20) * 1e-3, np.zeros(20), np.full(20, 0.4)], axis=1)
 SLANTED = np.arange(20)[:, None] * np.array([[3e-4, 5e-4, 7e-4]]) + np.array([[0.01, 0.02, 0.4]])
 
 
-@pytest.mark.parametrize("grid_hw", [None, GRID])
 class TestDegenerate:
-    def of(self, points, grid_hw, config=CONFIG) -> np.ndarray:
+    def of(self, points, config=CONFIG) -> np.ndarray:
         count = np.size(points) // 3
-        found = np.asarray(GROUP(as_cloud(points), SINGLES, config, grid_hw=grid_hw))[0]
+        found = np.asarray(GROUP(as_cloud(points), SINGLES, config))[0]
         assert np.isfinite(found).all()
         assert not found[count:].any()
         return found[:count]
 
     @pytest.mark.parametrize("count", [0, 1])
-    def test_empty_cloud_and_lone_point_are_zero(self, count, grid_hw):
-        assert not self.of(LINE[:count], grid_hw).any()
+    def test_empty_cloud_and_lone_point_are_zero(self, count):
+        assert not self.of(LINE[:count]).any()
 
     @pytest.mark.parametrize("points", [LINE[:2], LINE[:3], LINE, SLANTED], ids=["2", "3", "line", "slanted"])
-    def test_points_that_span_no_plane_face_the_camera(self, points, grid_hw):
+    def test_points_that_span_no_plane_face_the_camera(self, points):
         """Neighbouring lines of sight differ by 2 mrad, so θ and α are 0 whatever φ is."""
-        found = self.of(points, grid_hw)
+        found = self.of(points)
         np.testing.assert_allclose(found[:, 16] / found[:, 5], 1.0, atol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(found[:, [5, 16, *range(22, 33)]], axis=1), 1.0, atol=1e-5)
 
-    def test_coincident_points_count_as_flat(self, grid_hw):
-        found = self.of(np.tile([[0.01, 0.02, 0.4]], (9, 1)), grid_hw)
+    def test_coincident_points_count_as_flat(self):
+        found = self.of(np.tile([[0.01, 0.02, 0.4]], (9, 1)))
         spfh_alone = np.tile(FLAT, (9, 1))
         np.testing.assert_allclose(found, spfh_alone, atol=1e-6)
 
-    def test_point_at_the_camera(self, grid_hw):
-        self.of(LINE - LINE[:1], grid_hw)
+    def test_point_at_the_camera(self):
+        self.of(LINE - LINE[:1])
 
-    def test_neighbours_at_any_distance(self, grid_hw):
+    def test_neighbours_at_any_distance(self):
         """From 10⁻²² m to 1 m: squares that under- or overflow make no NaN."""
         steps = 10.0 ** np.arange(-22, 1)
         points = np.stack([steps, steps[::-1] * 0.5, steps * 0.25], axis=1)
-        self.of(points, grid_hw)
-        self.of(points * 1e12, grid_hw)
+        self.of(points)
+        self.of(points * 1e12)
 
 
 def test_memory_holds_no_pairs_of_a_whole_cloud():

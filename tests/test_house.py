@@ -18,7 +18,6 @@ CORE = {
     "kernels": set(),
     "selection": set(),
     "neighbours": {"selection"},
-    "windows": {"neighbours", "selection"},
     "geometry": {"neighbours"},
     "ipg": {"geometry", "selection"},
     "snamd": {"geometry"},

@@ -8,7 +8,6 @@ from collections import Counter
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings

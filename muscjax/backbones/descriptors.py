@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from muscjax import geometry, windows
+from muscjax import geometry
 from muscjax.config import FpfhConfig
 from muscjax.types import Cloud, PointGroups
 
@@ -26,9 +26,7 @@ _PARALLEL = 1e-6  # sine below which a normal and the line to the neighbour span
 Vector = tuple[jax.Array, jax.Array, jax.Array]  # components apart: no axis of 3 at the end of a large array
 
 
-def fpfh(
-    cloud: Cloud, groups: PointGroups, config: FpfhConfig, *, grid_hw: tuple[int, int] | None
-) -> jax.Array:
+def fpfh(cloud: Cloud, groups: PointGroups, config: FpfhConfig) -> jax.Array:
     """One FPFH per group: the mean over the group's points, scaled to length 1.
 
     Args:
@@ -38,9 +36,6 @@ def fpfh(
         valid lists the points of another one and gets that one's descriptor.
       config: radii and counts; ``unit="relative"`` multiplies the radii by the largest distance of a working
         point from the cloud's centroid.
-      grid_hw: (height, width) of the grid that ``pixel`` of the searched points refers to: the working grid,
-        or the sensor's with ``full_resolution``. It only makes the search for neighbours faster. None:
-        ``pixel`` is not used (an unorganised cloud).
 
     Returns:
       (1, G, 33) float32; a group without any pair (an empty cloud, a lone point) is 0.
@@ -54,11 +49,10 @@ def fpfh(
         if cloud.surface is None:
             raise ValueError("fpfh: full_resolution needs cloud.surface, found None")
         surface = cloud.surface
-        searched, rows = (surface.points_m, surface.valid, surface.pixel), surface.row
+        points, valid, rows = surface.points_m, surface.valid, surface.row
     else:
-        searched, rows = (cloud.points_m, cloud.valid, cloud.pixel), None
-    points, valid, pixel = searched
-    per_point = point_fpfh(points, valid, pixel, config, scale=scale, grid_hw=grid_hw, rows=rows)
+        points, valid, rows = cloud.points_m, cloud.valid, None
+    per_point = point_fpfh(points, valid, config, scale=scale, rows=rows)
     pooled = _map_blocks(lambda index: jnp.mean(_rows(per_point, index), axis=1), groups.indices)
     length = jnp.sqrt(jnp.sum(pooled * pooled, axis=1, keepdims=True))
     return (pooled / jnp.where(length > 0, length, jnp.float32(1.0)))[None]
@@ -76,11 +70,9 @@ def cloud_radius(points: jax.Array, valid: jax.Array) -> jax.Array:
 def point_fpfh(
     points: jax.Array,
     valid: jax.Array,
-    pixel: jax.Array,
     config: FpfhConfig,
     *,
     scale: jax.Array | float = 1.0,
-    grid_hw: tuple[int, int] | None = None,
     rows: jax.Array | None = None,
 ) -> jax.Array:
     """FPFH of each point: its own histograms plus those of its neighbours, weighted by 1/d².
@@ -88,11 +80,9 @@ def point_fpfh(
     Args:
       points: (P, 3) float32, metres, camera at the origin.
       valid: (P,) bool.
-      pixel: (P,) int32, flat pixel of ``grid_hw``; read only where ``grid_hw`` is given.
       config: radii and counts. As in Open3D a point counts among its own neighbours, so 100 of them make 99
         pairs. ``unit`` and ``full_resolution`` are not read here.
       scale: metres per unit of the radii.
-      grid_hw: see ``fpfh``.
       rows: (Q,) int32, the points to return; None: all of them.
 
     Returns:
@@ -105,10 +95,7 @@ def point_fpfh(
     # One search serves both steps: the nearest of the longer list are the shorter one.
     count = max(config.normal_neighbours, config.feature_neighbours)
     radius = jnp.maximum(normal_radius, feature_radius)
-    if grid_hw is None:
-        index, distance = geometry.nearest(points, points, valid, count, radius=radius, query_valid=valid)
-    else:
-        index, distance = windows.nearest_on_grid(points, valid, pixel, count, grid_hw=grid_hw, radius=radius)
+    index, distance = geometry.nearest(points, points, valid, count, radius=radius, query_valid=valid)
 
     k = config.normal_neighbours
     normals = oriented_normals(points, index[:, :k], distance[:, :k], radius=normal_radius)

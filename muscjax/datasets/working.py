@@ -45,7 +45,6 @@ class Prepared:
     frame: Frame  # working_hw is the size of maps, masks and the cloud's grid
     mask: np.ndarray | None  # (H, W) bool; all False for a good scan, None where the truth is unknown
     foreground: np.ndarray | None  # (H, W) bool, pixels of the cloud
-    sensor_hw: tuple[int, int] | None = None  # the padded XYZ grid that ``cloud.surface.pixel`` counts in
     notes: tuple[str, ...] = ()  # what was skipped, one line each
 
 
@@ -150,16 +149,15 @@ def prepare(
     image = None
     if modality != "points":
         image = _image(scan, frame, _image_size(config), removed=None if points is None else points.removed)
-    cloud = foreground = sensor_hw = None
+    cloud = foreground = None
     if points is not None:
-        cloud, foreground, sensor_hw = _cloud(scan, frame, points, config)
+        cloud, foreground = _cloud(scan, frame, points, config)
     return Prepared(
         image=image,
         cloud=cloud,
         frame=frame,
         mask=load_truth(scan, frame),
         foreground=foreground,
-        sensor_hw=sensor_hw,
         notes=(points.note,) if points is not None and points.note else (),
     )
 
@@ -258,10 +256,8 @@ def _nearest_sample(pixels: int, samples: int) -> np.ndarray:
     return np.minimum((2 * np.arange(pixels) * samples + pixels) // (2 * pixels), samples - 1)
 
 
-def _cloud(
-    scan: Scan, frame: Frame, points: _Clean, config: Config
-) -> tuple[Cloud, np.ndarray, tuple[int, int]]:
-    """The cloud, its pixels as a mask (H, W), and the size of the padded XYZ map."""
+def _cloud(scan: Scan, frame: Frame, points: _Clean, config: Config) -> tuple[Cloud, np.ndarray]:
+    """The cloud, and its pixels as a mask (H, W)."""
     from muscjax.geometry import cloud_from_xyz, resample_nearest
 
     _, pad = _padded_xyz(frame, points.foreground.shape, scan)
@@ -274,7 +270,7 @@ def _cloud(
         sensor_xyz_m=sensor if config.fpfh.full_resolution else None,
         sensor_foreground=present if config.fpfh.full_resolution else None,
     )
-    return cloud, foreground, (sensor.shape[0], sensor.shape[1])
+    return cloud, foreground
 
 
 def _padded_xyz(
