@@ -9,6 +9,7 @@ case, all points at one place, is brute force.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -19,7 +20,6 @@ from jax import lax
 from muscjax.selection import first_true, select, smallest
 
 _LEAF = 16  # points; smaller leaves prune more and cost more bookkeeping
-_TAKE = 48  # leaves that a tile looks at in one step
 _BATCH = 8192  # queries served in one step
 _BATCH_CPU = 256  # so that their candidates stay in the cache
 _BEYOND = 1 << 30  # sorts after every Hilbert index
@@ -127,7 +127,8 @@ def _run(
     count, per_tile, _ = tiles.shape
     batch = min(batch, count)
     total = leaves.low.shape[0]
-    take = min(_TAKE, total)
+    # Leaves looked at in one step: a little more than what a patch of k points of a surface touches.
+    take = min(math.isqrt(16 * k - 1) + 1, total)
     low = jnp.min(jnp.where(present[..., None], tiles, jnp.inf), axis=1)
     high = jnp.max(jnp.where(present[..., None], tiles, -jnp.inf), axis=1)
     numbers = jnp.arange(total, dtype=jnp.int32)[None, :]

@@ -115,6 +115,7 @@ def run_category(
     from muscjax import pipeline
 
     scans = dataset.scans
+    pipeline.subset_ids(len(scans), config.run.subsets, config.run.seed)  # refused before any work is done
     _, map_size = datasets.working_sizes(scans, config, modality=kind)
     config = dataclasses.replace(config, input=dataclasses.replace(config.input, map_size=map_size))
     prepared = load(scans, kind, request, config, observe, say)
