@@ -88,7 +88,7 @@ def examine(
             )
         except InputError as error:
             default = (layout, category or "all", modality) == ("auto", "all", "auto")
-            if not (default and Path(path).is_dir()):
+            if not (default and path.is_dir()):
                 raise
             fatal.append(str(error))
     categories = []
@@ -99,7 +99,7 @@ def examine(
         fatal += categories[-1].fatal
         minor += categories[-1].minor
     if path is not None and found and category in (None, "all"):
-        minor += skipped_folders(Path(path), found)
+        minor += skipped_folders(path, found)
     tokens = default_tokens(config, machine.cached)
     needs = tuple(
         run_needs(item, tokens, config, available=machine.available if machine.on_host else None)

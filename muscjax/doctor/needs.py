@@ -11,9 +11,9 @@ from muscjax.doctor.files import Category
 if TYPE_CHECKING:
     from muscjax.config import Config
 
-# Python, JAX, compiled programs and the working sets of the descriptors: what runs over 108 scans took beyond
-# the arrays that are counted here (0.5 GiB image only, 0.9 points only, 1.3 both).
-BASE_BYTES = 5 << 28
+# Python, JAX, compiled programs and the working sets of the descriptors: what runs over 108 scans on a CPU took
+# beyond the arrays that are counted here.
+_BASE_GIB = {"image": 0.5, "points": 0.8, "both": 1.3}
 _CLOUD_POINT = 29  # bytes of a point in a Cloud
 _USUAL = "dino-vitb8"  # the paper's, shown where no backbone is cached
 
@@ -29,6 +29,7 @@ class Tokens:
     channels: int
     side: int | None = None  # of the image it sees, pixels
     flop: float | None = None  # of its forward pass, multiplications and additions; None: not known
+    weights: int = 0  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,9 @@ def default_tokens(config: Config, cached: Sequence[str]) -> tuple[Tokens, ...]:
     if not any(entry.kind == "image" for entry in entries):
         entries += [entry for entry in registry.ENTRIES if entry.name == _USUAL]
     for entry in entries:
+        weights = round(4e6 * entry.millions)
         if entry.kind == "points":
-            made.append(Tokens(entry.name, "points", 3, groups, entry.width))
+            made.append(Tokens(entry.name, "points", 3, groups, entry.width, weights=weights))
             continue
         side = config.input.image_size or entry.image_size
         if side is None or entry.patch_size is None or side % entry.patch_size:
@@ -70,7 +72,7 @@ def default_tokens(config: Config, cached: Sequence[str]) -> tuple[Tokens, ...]:
         patches = (side // entry.patch_size) ** 2
         tokens = patches + 1 + entry.registers
         flop = 2e6 * entry.millions * tokens + 4.0 * tokens**2 * entry.width * entry.depth
-        made.append(Tokens(entry.name, "image", 3, patches, entry.width, side, flop))
+        made.append(Tokens(entry.name, "image", 3, patches, entry.width, side, flop, weights))
     return tuple(made)
 
 
@@ -118,6 +120,9 @@ def _need(category: Category, tokens: tuple[Tokens, ...], config: Config, availa
         groups = 4 * n * config.ipg.groups * (config.ipg.group_size + 7)
         inputs += groups + n * _CLOUD_POINT * map_size**2
     maps = 4 * n * map_size**2
+    # as ``extract.extract_images`` bounds a batch
+    largest = 0 if image is None else 64 * image.stages * image.patches * image.channels
+    batch = 0 if image is None else max(1, min(8, n, config.run.memory_budget // largest))
 
     name, distances, note = None, 0, ""
     try:
@@ -133,11 +138,13 @@ def _need(category: Category, tokens: tuple[Tokens, ...], config: Config, availa
     pairs = config.run.subsets * part * (part - 1) / (2 if name == "symmetric" else 1)
     scoring_flop = stages * pairs * sum(2.0 * item.patches**2 * item.channels for item in tokens)
     flops = [item.flop for item in tokens if item.flop is not None]
-    peak = BASE_BYTES + inputs + features + maps + stage + distances
+    modality = "both" if image and with_points else "points" if with_points else "image"
+    held = round(_BASE_GIB[modality] * 2**30) + sum(item.weights for item in tokens) + inputs + features
+    peak = held + max(largest * batch, stage + distances + maps)
     if not note and available is not None and peak > available:
         note = "more memory than is available; a smaller --image-size or --subsets needs less"
     return Need(
-        modality="both" if image and with_points else "points" if with_points else "image",
+        modality=modality,
         backbones=tuple(item.name for item in tokens),
         map_size=map_size,
         plan=name,
