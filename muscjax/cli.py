@@ -112,8 +112,8 @@ def detect(
     for outcome in outcomes:
         top = sorted(zip(-outcome.scores, outcome.dataset.scans, strict=True), key=lambda pair: pair[0])[:3]
         names = ", ".join(scan.name for _, scan in top)
-        console.print(f"most anomalous: {names}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"results: {out}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"most anomalous: {names}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(f"results: {out}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -147,7 +147,7 @@ def demo(
         )
     console = Console()
     demonstration.print_rows(console, rows)
-    console.print(f"results: {out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"results: {out}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -163,6 +163,30 @@ def synth(
     from muscjax.datasets import synthetic
 
     typer.echo(synthetic.write_line(out, part=part, scans=scans, defective=defective, seed=seed, size=size))
+
+
+@app.command()
+def doctor(
+    path: Annotated[
+        Path | None, typer.Argument(help="A data set to examine; none: this machine only.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="auto, mvtec3d, mvtec or folder.")] = "auto",
+    category: Annotated[
+        str | None, typer.Option(help="One category of the data set; all by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Folder of the scans in layouts with splits.")] = "test",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bars.")] = False,
+) -> None:
+    """Versions, devices and memory; of a data set, every fault at once and what a run will need."""
+    from rich.console import Console
+
+    from muscjax import doctor as examiner
+    from muscjax.console import watch
+
+    with watch(Console(stderr=True), quiet=quiet) as observe:
+        found = examiner.examine(path, layout=layout, category=category, split=split, progress=observe)
+    examiner.print_examination(Console(), found)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()

@@ -74,4 +74,9 @@ def watch(console: Console, *, quiet: bool) -> Iterator[Stages]:
                 task = tasks[stage] = bars.add_task(stage, total=total)
             bars.update(bars.tasks[task].id, completed=done, total=total)
 
-        yield Stages(show, lambda message: bars.console.print(message, markup=False, highlight=False))
+        yield Stages(
+            show,
+            lambda message: bars.console.print(
+                message, markup=False, emoji=False, highlight=False, soft_wrap=True
+            ),
+        )

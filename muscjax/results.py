@@ -12,7 +12,8 @@ from muscjax import datasets, metrics, outputs, report
 from muscjax.colormap import depth_picture, heat_limits
 from muscjax.config import Config
 from muscjax.console import Observer
-from muscjax.datasets import Prepared, Scan
+from muscjax.datasets import Kind, Prepared, Scan
+from muscjax.errors import InputError
 from muscjax.requests import Outcome, Request
 
 
@@ -22,6 +23,7 @@ def write_scans(
     anomaly_maps: np.ndarray,
     scores: np.ndarray,
     before_rscon: np.ndarray,
+    kind: Kind,
     request: Request,
     out: Path,
     observe: Observer,
@@ -47,9 +49,9 @@ def write_scans(
         scan, frame = scans[position], prepared[position].frame
         full = np.asarray(to_source(anomaly_maps[position], frame))
         outputs.write_map(outputs.map_path(out, scan.name), full)
-        picture = None if scan.image is None else datasets.load_image(scan.image)
+        picture = _photograph(scan, needed=kind != "points")
         depth = None
-        if scan.xyz is not None and (with_cards or picture is None):
+        if scan.xyz is not None and kind != "image":
             depth = depth_picture(datasets.load_xyz(scan.xyz, units=request.units))
         if request.overlays:
             shown = picture if picture is not None else _fitted(depth, full.shape)
@@ -79,6 +81,18 @@ def write_scans(
         if card is not None:
             cards.append(card)
     return kept, tuple(cards)
+
+
+def _photograph(scan: Scan, *, needed: bool) -> np.ndarray | None:
+    """The scan's image; a broken one stops nothing where the run did not use it."""
+    if scan.image is None:
+        return None
+    try:
+        return datasets.load_image(scan.image)
+    except InputError:
+        if needed:
+            raise
+        return None
 
 
 def _fitted(picture: np.ndarray | None, hw: tuple[int, ...]) -> np.ndarray:

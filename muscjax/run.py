@@ -134,7 +134,7 @@ def run_category(
     anomaly_maps = np.asarray(detection.anomaly_map)
     scores, before = np.asarray(detection.pred_score), np.asarray(detection.map_max)
     source_maps, cards = results.write_scans(
-        scans, prepared, anomaly_maps, scores, before, request, out, observe
+        scans, prepared, anomaly_maps, scores, before, kind, request, out, observe
     )
     summary = results.evaluate(scans, prepared, anomaly_maps, source_maps, scores, request)
     observe("metrics", 1, 1)

@@ -68,7 +68,7 @@ def digest(folder: Path) -> str:
 def test_help_of_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("detect", "demo", "synth", "convert", "backbones"):
+    for verb in ("detect", "demo", "synth", "doctor", "convert", "backbones"):
         assert verb in out
         assert run(verb, "--help")[0] == 0
 
@@ -257,6 +257,24 @@ def test_what_was_finished_before_an_error_stays(run, weights, tmp_path):
     assert "cable" in err
     assert "bottle" in json.loads((out / "metrics.json").read_text())
     assert len(list((out / "maps" / "bottle").rglob("*.tiff"))) == 4
+
+
+def test_doctor_names_faults_and_exits_with_1(run, tmp_path):
+    root = layouts.write_mvtec3d(tmp_path / "data", splits=("test",))
+    assert run("doctor", root, "--quiet")[0] == 0
+    broken(root, "unreadable PNG")
+    code, out, _ = run("doctor", root, "--quiet")
+    assert code == 1
+    assert "001.png" in out
+
+
+def test_a_broken_file_that_the_run_does_not_use_stops_nothing(run, tmp_path):
+    root = layouts.write_mvtec3d(tmp_path / "data", splits=("test",))
+    broken(root, "unreadable PNG")
+    options = ("--modality", "points", "--out", tmp_path / "out", "--quiet")
+    code, _, err = run("detect", root, *options, *SMALL, *POINTS)
+    assert code == 0, err
+    assert (tmp_path / "out" / "overlays" / "part" / "test" / "good" / "001.png").exists()
 
 
 def test_module_entry_point_in_a_process_of_its_own(tmp_path):

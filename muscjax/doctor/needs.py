@@ -11,8 +11,8 @@ from muscjax.doctor.files import Category
 if TYPE_CHECKING:
     from muscjax.config import Config
 
-# Python, JAX, compiled programs and the working sets of the descriptors: what runs over 108 scans on a CPU took
-# beyond the arrays that are counted here.
+# Python, JAX, compiled programs and the working sets of the descriptors: what runs over 108 scans on a CPU
+# took beyond the arrays that are counted here.
 _BASE_GIB = {"image": 0.5, "points": 0.8, "both": 1.3}
 _CLOUD_POINT = 29  # bytes of a point in a Cloud
 _USUAL = "dino-vitb8"  # the paper's, shown where no backbone is cached
