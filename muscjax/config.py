@@ -101,6 +101,20 @@ class FpfhConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextureConfig:
+    """Circular Fourier HOG (Skibbe and Reisert, ISBI 2012), the weight-free image backbone; in pixels."""
+
+    stride: float = 8.0  # between descriptors
+    gradient: float = 1.5  # standard deviation of the Gaussian under the gradient
+    windows: tuple[float, ...] = (3.0, 6.0)  # of those that gather gradients around a place
+    orders: int = 4  # highest harmonic of the gradient's direction, and of the place in the window
+    contrast: float = 0.05  # gradient of the root of the brightness at which its magnitude counts half
+    root: float = 0.01  # magnitudes below it count linearly, above it by their roots
+    floor: float = 0.6  # the constant channel: how much structure a patch must have to look different
+    gain: float = 1.0  # of the whole descriptor: what SNAMD's weights take for far
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     memory_budget: int = 4 << 30  # bytes for one stage's arrays
     subsets: int = 1  # g, parts that are scored apart
@@ -118,6 +132,7 @@ class Config:
     maps: MapConfig = MapConfig()
     rscon: RsconConfig = RsconConfig()
     fpfh: FpfhConfig = FpfhConfig()
+    texture: TextureConfig = TextureConfig()
     run: RunConfig = RunConfig()
 
 

@@ -247,6 +247,27 @@ def test_bad_options_end_in_one_line(run, weights, tmp_path):
         assert len(err.strip().splitlines()) == 1, err
 
 
+def test_a_harmful_or_cut_checkpoint_ends_in_one_line(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    trap = tmp_path / "trap"
+
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    torch.save(Harmful(), tmp_path / "harmful.pth")
+    torch.save({"x": torch.zeros(99)}, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:300])
+    (tmp_path / "cut.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    for name in ("harmful.pth", "cut.pth", "cut.safetensors"):
+        code, _, err = run("convert", tmp_path / name, tmp_path / "out.safetensors")
+        assert code == 2
+        assert name in err
+        assert len(err.strip().splitlines()) == 1
+    assert not trap.exists()
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_what_was_finished_before_an_error_stays(run, weights, tmp_path):
     root = layouts.write_mvtec(tmp_path / "data", categories=("bottle", "cable"))
     bad = root / "cable" / "test" / "good" / "001.png"

@@ -182,7 +182,7 @@ def table() -> list[Row]:
             round(entry.millions * 4, 1),
             entry.license,
             converted_path(entry.name).is_file(),
-            entry.source.address(),
+            entry.source.url or f"hf:{entry.source.repository}",
         )
         for entry in ENTRIES
     ]
