@@ -244,7 +244,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
 
 def _validated(config: Config, where: str) -> Config:
     """Numbers that no stage could use are refused here, once."""
-    ipg, scoring = config.ipg, config.scoring
+    ipg, scoring, texture = config.ipg, config.scoring, config.texture
     rules = (
         (
             config.input.image_size is None or config.input.image_size >= 8,
@@ -266,6 +266,16 @@ def _validated(config: Config, where: str) -> Config:
         (
             config.fpfh.normal_neighbours >= 3 and config.fpfh.feature_neighbours >= 3,
             "fpfh needs at least 3 neighbours",
+        ),
+        (texture.stride >= 1, "texture.stride must be at least 1"),
+        (
+            len(texture.windows) > 0 and min(texture.gradient, *texture.windows) >= 0.5,
+            "texture.gradient and texture.windows must be at least 0.5",
+        ),
+        (1 <= texture.orders <= 8, "texture.orders must lie in 1..8"),
+        (
+            min(texture.contrast, texture.root, texture.floor, texture.gain) > 0,
+            "texture.contrast, root, floor and gain must be positive",
         ),
     )
     for holds, message in rules:

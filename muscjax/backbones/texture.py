@@ -8,8 +8,8 @@ the coefficient (m, k) by exp(i·(m + k)·α); so (m, -m) is invariant as it is,
 
 Sources: Liu, Skibbe, Schmidt, Blein, Palme, Brox, Ronneberger, "Rotation-Invariant HOG Descriptors Using
 Fourier Analysis in Polar and Spherical Coordinates", IJCV 106, 2014; Skibbe, Reisert, "Circular Fourier-HOG
-Features for Rotation Invariant Object Detection in Biomedical Images", ISBI 2012, whose harmonics are the
-complex derivatives of a Gaussian. Saturation, roots and the floor are this module's own.
+Features for Rotation Invariant Object Detection in Biomedical Images", ISBI 2012, whose harmonics, complex
+derivatives of a Gaussian, these are. Saturation, roots and the floor are this module's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jax import lax
 from muscjax.config import TextureConfig
 from muscjax.types import Array
 
-_REACH = 6  # standard deviations at which a Gaussian derivative of the orders used here has vanished
+_REACH = 6  # standard deviations at which a harmonic of the orders used here has vanished
 _SMALLEST_SLOPE = 1e-6  # brightness per standard deviation: below it a gradient has no direction
 
 
@@ -103,8 +103,9 @@ def harmonics(
 ) -> tuple[Array, Array]:
     """Projections on the harmonics of order +k and -k, k = 0..orders, at every grid position.
 
-    The harmonic of order k is (∂x + i·∂y)^k of a Gaussian, times σ^k / √(2^k·k!): r^k·exp(i·k·θ) under the
-    Gaussian. It is a sum of separable derivatives, so a projection costs products with narrow matrices.
+    The harmonic of order k is (u + i·v)^k = r^k·exp(i·k·θ), of unit variance under a Gaussian window; u, v
+    and r in its standard deviations. It is a sum of separable moments u^n·v^j, so a projection costs two
+    products with narrow matrices.
 
     Args:
       fields: (F, H, W) complex64.
@@ -120,10 +121,10 @@ def harmonics(
     )
     high = lax.Precision.HIGHEST
     across = jnp.einsum("pfyx,nwx->pfynw", parts, columns, precision=high)
-    derivatives = jnp.einsum("mhy,pfynw->mnpfhw", rows, across, precision=high)
+    moments = jnp.einsum("mhy,pfynw->mnpfhw", rows, across, precision=high)
     plus, minus = [], []
     for k in range(order + 1):
-        terms = [math.comb(k, j) / math.sqrt(2**k * math.factorial(k)) * derivatives[j, k - j]
+        terms = [math.comb(k, j) / math.sqrt(2**k * math.factorial(k)) * moments[j, k - j]
                  for j in range(k + 1)]  # fmt: skip
         real = sum(t * (1, 0, -1, 0)[j % 4] for j, t in enumerate(terms))
         imaginary = sum(t * (0, 1, 0, -1)[j % 4] for j, t in enumerate(terms))
@@ -156,12 +157,14 @@ def _separable(rows: Array, image: Array, columns: Array) -> Array:
 
 
 def _sampled(side: int, count: int, sigma: float, order: int) -> Array:
-    return jnp.asarray(gaussian_derivative(side, count, sigma, order))
+    return jnp.asarray(gaussian_moment(side, count, sigma, order))
 
 
 @functools.lru_cache(maxsize=128)
-def gaussian_derivative(side: int, count: int, sigma: float, order: int) -> np.ndarray:
-    """σ^n times the n-th Gaussian derivative of a line of pixels, at ``count`` places, as a matrix.
+def gaussian_moment(side: int, count: int, sigma: float, order: int) -> np.ndarray:
+    """Moments u^order of a line of pixels in Gaussian windows at ``count`` places, as a matrix.
+
+    The first moment is the derivative of the smoothed line, times σ.
 
     Places run evenly from the first pixel to the last; a single one is the middle. Beyond its ends the line
     is mirrored, the end pixels repeated.
@@ -174,8 +177,7 @@ def gaussian_derivative(side: int, count: int, sigma: float, order: int) -> np.n
     position = np.arange(-reach, side + reach)
     u = (position[None] - places[:, None]) / sigma
     weight = np.exp(-u * u / 2)
-    weight /= weight.sum(axis=1, keepdims=True)
-    weight *= np.polynomial.hermite_e.hermeval(u, [0] * order + [1])
+    weight *= u**order / weight.sum(axis=1, keepdims=True)
     period = position % (2 * side)
     matrix = np.zeros((count, side))
     np.add.at(matrix.T, np.where(period < side, period, 2 * side - 1 - period), weight.T)
