@@ -31,7 +31,9 @@ def detect(
         "muscjax-out"
     ),
     modality: Annotated[str, typer.Option(help="auto, image, points or both.")] = "auto",
-    image_backbone: Annotated[str | None, typer.Option(help="A converted weights file or a name.")] = None,
+    image_backbone: Annotated[
+        str | None, typer.Option(help="A converted weights file or a name; none: the weight-free descriptor.")
+    ] = None,
     point_backbone: Annotated[
         str, typer.Option(help="fpfh (no weights), a converted file or a name.")
     ] = "fpfh",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,21 @@ from muscjax.types import Array, Cloud, PointGroups
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 CLOUD_BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A descriptor and its configuration as one callable.
+
+    Two of them are equal where function and configuration are, so a second set of scans finds the programs
+    of the first; a ``functools.partial`` made anew would compile anew.
+    """
+
+    function: Callable[..., Array]
+    config: Any
+
+    def __call__(self, *data: Any) -> Array:
+        return self.function(*data, config=self.config)
 
 
 def silent(stage: str, done: int, total: int) -> None:

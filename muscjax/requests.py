@@ -25,7 +25,7 @@ class Request:
     category: str | None = None
     split: str = "test"
     modality: Literal["auto", "image", "points", "both"] = "auto"
-    image_backbone: str | None = None  # a converted file or a registry name
+    image_backbone: str | None = None  # a converted file or a registry name; None: the texture descriptor
     point_backbone: str = WEIGHT_FREE_POINTS  # fpfh, a converted file or a registry name
     units: Units = "auto"
     clean: bool = True  # plane removal and largest cluster on scans with XYZ

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,6 @@ def _modality(dataset: Dataset, request: Request) -> Kind:
     if asked == "auto":
         if not images and not points:
             raise InputError(f"{dataset.root}: found neither images nor XYZ maps for every scan")
-        images = images and (request.image_backbone is not None or not points)
         return "both" if images and points else "points" if points else "image"
     for name, present in (("image", images), ("points", points)):
         if asked in (name, "both") and not present:
@@ -76,9 +74,12 @@ def _modality(dataset: Dataset, request: Request) -> Kind:
 
 
 def load_image_backbone(name: str | None, config: Config) -> Callable:
-    """The image backbone of that name or file, at the configured input size."""
+    """The image network of that name or file, at the configured size; for None the texture descriptor."""
     if name is None:
-        raise InputError("--image-backbone: expected a converted weights file (see muscjax convert)")
+        from muscjax.backbones import texture
+        from muscjax.extract import Bound
+
+        return Bound(texture.describe, config.texture)
     from muscjax.backbones import registry
 
     return registry.load_image_backbone(name, image_size=config.input.image_size)
@@ -88,8 +89,9 @@ def load_point_backbone(name: str, config: Config) -> Callable:
     """FPFH, or the Point-MAE encoder of that name or file."""
     if name == WEIGHT_FREE_POINTS:
         from muscjax.backbones import descriptors
+        from muscjax.extract import Bound
 
-        return functools.partial(descriptors.fpfh, config=config.fpfh)
+        return Bound(descriptors.fpfh, config.fpfh)
     from muscjax.backbones import registry
 
     return registry.load_point_backbone(name)

@@ -118,6 +118,18 @@ def test_a_second_category_compiles_nothing(run, weights, tmp_path):
     assert compiles["programs"] <= 1
 
 
+def test_a_second_category_of_scans_compiles_nothing(run, tmp_path):
+    root = layouts.write_mvtec3d(tmp_path / "data", splits=("test",), categories=("bolt", "nut"))
+    options = ("--quiet", "--image-size", "32", *SMALL, *POINTS)
+    run("detect", root, "--category", "bolt", "--out", tmp_path / "first", *options)
+    with outputs.count_compiles() as compiles:
+        code, _, err = run("detect", root, "--category", "nut", "--out", tmp_path / "second", *options)
+    assert code == 0, err
+    record = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert record["modality"] == {"nut": "both"}
+    assert compiles["programs"] <= 1
+
+
 def test_all_categories_of_a_root(run, weights, tmp_path):
     root = layouts.write_mvtec(tmp_path / "data", categories=("bottle", "cable"))
     code, printed, err = run("detect", root, "--image-backbone", weights, "--out", tmp_path / "out")

@@ -77,14 +77,14 @@ def test_any_rotation_leaves_the_middle_alone_where_sampling_is_fine():
 
     def picture(angle):
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-        shade = 0.5 + 0.2 * np.sin(u / 4 + 0.4) * np.cos(v / 5) + 0.1 * np.sin(v / 3 + 1)
+        shade = 0.5 + 0.2 * np.sin(u / 7 + 0.4) * np.cos(v / 9) + 0.1 * np.sin(v / 5 + 1)
         return np.repeat(shade[..., None], 3, axis=-1).astype(np.float32)
 
     config = TextureConfig(stride=81.0, gradient=1.5, windows=(3.0, 6.0))
     found = described(np.stack([picture(a) for a in (0.0, 0.3, 1.1, 2.5)]), config)[0, :, 0]
     other = described(picture(0.0)[None, ::-1, ::-1][:, 6:, 6:], config)[0, :, 0]
-    np.testing.assert_allclose(found[1:], found[:1].repeat(3, axis=0), atol=1e-3, rtol=0)
-    assert np.abs(other - found[:1]).max() > 0.05  # another place is told apart
+    np.testing.assert_allclose(found[1:], found[:1].repeat(3, axis=0), atol=2e-2, rtol=0)
+    assert np.abs(other - found[:1]).max() > 0.1  # another place is told apart
 
 
 def test_a_mirror_image_turns_the_sign_of_the_skew_values_alone():

@@ -1,10 +1,10 @@
 """A weight-free image descriptor: what an image-only run uses where no network weights are at hand.
 
-Circular Fourier HOG. Parts lie in any pose, so a histogram of gradient directions on a fixed grid tells
-poses apart and not defects. Here the histogram around a pixel is a continuous signal of the angle, kept as its
-Fourier coefficients: fields a·exp(i·m·φ) of the gradient's direction φ and saturated magnitude a. Each field
-is projected on circular harmonics of order k around every grid position. A rotation of the picture by α turns
-the coefficient (m, k) by exp(i·(m + k)·α); so (m, -m) is invariant as it is, and the magnitude of every other.
+Circular Fourier HOG. Parts lie in any pose, so a histogram of gradient directions on a fixed grid tells poses
+apart and not defects. Here the histogram around a place is a continuous signal of the angle, kept as Fourier
+coefficients: fields a·exp(i·m·φ) of the gradient's direction φ and saturated magnitude a. Each field is
+projected on circular harmonics of order k around every grid place. Turning the picture by α multiplies the
+coefficient (m, k) by exp(i·(m + k)·α); so (m, -m) stays as it is, and so does the magnitude of every other.
 
 Sources: Liu, Skibbe, Schmidt, Blein, Palme, Brox, Ronneberger, "Rotation-Invariant HOG Descriptors Using
 Fourier Analysis in Polar and Spherical Coordinates", IJCV 106, 2014; Skibbe, Reisert, "Circular Fourier-HOG
@@ -31,7 +31,7 @@ _SMALLEST_SLOPE = 1e-6  # brightness per standard deviation: below it a gradient
 
 
 def describe(images: Array, *, config: TextureConfig) -> Array:
-    """Rotation-invariant descriptors on a grid over each image; an ``ImageBackbone`` once ``config`` is bound.
+    """Rotation-invariant descriptors on a grid over each image; with ``config`` bound an ``ImageBackbone``.
 
     The grid's corners are the image's corner pixels, as ``maps.upsample_grid`` assumes. ``snamd.pool_grid``
     normalises every descriptor; its last channel is a constant, so that a patch without structure becomes
