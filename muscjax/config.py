@@ -104,14 +104,14 @@ class FpfhConfig:
 class TextureConfig:
     """Circular Fourier HOG (Skibbe and Reisert, ISBI 2012), the weight-free image backbone; in pixels."""
 
-    stride: float = 8.0  # between descriptors
+    stride: float = 6.0  # between descriptors
     gradient: float = 1.5  # standard deviation of the Gaussian under the gradient
-    windows: tuple[float, ...] = (3.0, 6.0)  # of those that gather gradients around a place
+    windows: tuple[float, ...] = (2.5, 5.0)  # of those that gather gradients around a place
     orders: int = 4  # highest harmonic of the gradient's direction, and of the place in the window
     contrast: float = 0.05  # gradient of the root of the brightness at which its magnitude counts half
     root: float = 0.01  # magnitudes below it count linearly, above it by their roots
     floor: float = 0.6  # the constant channel: how much structure a patch must have to look different
-    gain: float = 1.0  # of the whole descriptor: what SNAMD's weights take for far
+    gain: float = 100.0  # of the whole descriptor; at 100 SNAMD leaves it alone, at 1 it averages neighbours
 
 
 @dataclasses.dataclass(frozen=True)

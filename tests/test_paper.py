@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from muscjax import config, extract, geometry, pipeline
-from muscjax.types import Features
+from muscjax import cae, config, extract, geometry, pipeline, scoring, snamd
+from muscjax.types import Features, PointGroups
 from tests.reference import pipeline as reference
-
+from tests.reference import scoring as stages
 
 SIZES = {"groups": 9, "group_size": 8, "initial_size": 3}  # the last group of expansions adds fewer points
 C_IMAGE, C_POINTS = 6, 7
@@ -62,7 +64,7 @@ def point_tokens(points, indices, centers):
 
 
 def scans(shape, seed):
-    """Images, and organised maps: one half a plane, one half rough, background around; scan 1 has 5 points."""
+    """Images, and organised maps: one half a plane, one half rough, most of it missing; scan 1 has 5 points."""
     rng = np.random.default_rng(seed)
     h, w = shape.map_hw
     colours = rng.random((shape.n, *shape.grid_hw, 3)).repeat(shape.patch, axis=1).repeat(shape.patch, axis=2)
@@ -112,61 +114,168 @@ def both_features(shape, seed, preset):
     return (image, points[stages], clouds, groups), (exact_image, exact_points[stages], sides)
 
 
-def check(x, y):
-    return float(np.abs(np.asarray(x) - y).max())
+SCANS = st.tuples(st.sampled_from(SHAPES), st.integers(0, 2**16))
 
 
-if __name__ == "__main__":
-    import time
-
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+def on_scans(test):
+    """Both shapes, then drawn ones."""
     for shape in SHAPES:
-        for preset in ("paper", "released"):
-            for seed in range(int(__import__('sys').argv[1])):
-                t = time.time()
-                (image, points, clouds, groups), (ei, ep, sides) = both_features(shape, seed, preset)
-                t1 = time.time()
-                print(shape.n, preset, seed, "feat", check(image, ei), check(points, ep), f"{t1 - t:.1f}s")
-                for i, s in enumerate(sides):
-                    v = s.valid
-                    assert (groups.valid[i] == v).all(), (groups.valid[i], v)
-                    assert (groups.center_index[i][v] == s.center_index[v]).all()
-                    assert (np.sort(groups.indices[i][v]) == np.sort(s.members[v])).all()
-                print(
-                    "  curved",
-                    [int((s.curvature >= 0.01).sum()) for s in sides],
-                    [int(s.valid.sum()) for s in sides],
-                    [len(s.points) for s in sides],
-                )
-                for modality in ("image", "points", "both"):
-                    t = time.time()
-                    a = None if modality == "points" else image, None if modality == "image" else points
-                    b = None if modality == "points" else ei, None if modality == "image" else ep
-                    kw = {"grid_hw": shape.grid_hw, "map_hw": shape.map_hw}
-                    c = settings_of(preset)
-                    g = None if modality == "image" else groups
-                    found = pipeline.score(Features(*a), g, c, **kw)
-                    det = pipeline.finish(found, clouds if g is not None else None, g, c, **kw)
-                    jax.block_until_ready(det)
-                    t1 = time.time()
-                    want = reference.run(*b, sides if g is not None else None, preset, **kw)
-                    t2 = time.time()
-                    print(
-                        "   ",
-                        modality,
-                        *(
-                            f"{check(x, y):.1e}"
-                            for x, y in (
-                                (found.image, want.image),
-                                (found.points, want.points),
-                                (found.salient, want.salient),
-                                (det.anomaly_map, want.maps),
-                                (det.map_max, want.highest),
-                                (det.pred_score, want.scores),
-                            )
-                            if y is not None
-                        ),
-                        f"{t1 - t:.1f}s {t2 - t1:.1f}s",
-                        f"{want.highest.max():.2f}",
-                    )
+        test = example((shape, 0))(test)
+    return settings(max_examples=4)(given(SCANS)(test))
+
+
+PRESETS = pytest.mark.parametrize("preset", ["paper", "released"])
+MODALITIES = pytest.mark.parametrize("modality", ["image", "points", "both"])
+
+# A unit feature is a quotient of sums of at most 25 terms: good to 16 roundings of 6e-8. A distance of two of
+# them errs by at most the sum of their errors, and means, maxima and interpolations add nothing to that.
+FEATURE = 1e-6
+DISTANCE = 2 * FEATURE
+# The paper's CAE stretches a row by the ratio of the two modalities' ranges, some five at these sizes.
+STRETCHED = 5 * DISTANCE
+
+
+def close(found, expected, atol):
+    np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
+
+
+def but_for_rank_flips(found, expected):
+    """METHOD.md's tolerance of released CAE scores: float32 may exchange two ranks that nearly tie."""
+    difference = np.abs(np.asarray(found) - expected)
+    assert np.median(difference) <= 1e-6
+    assert (difference > STRETCHED).mean() <= 0.1
+    assert difference.max() <= 1.5e-3
+
+
+@PRESETS
+@on_scans
+def test_groups_and_features(preset, scan):
+    (image, points, _, groups), (exact_image, exact_points, sides) = both_features(*scan, preset)
+    kinds = set()
+    for i, side in enumerate(sides):
+        there = side.valid
+        kinds |= {*there, *(side.curvature[there] >= 0.01)}
+        np.testing.assert_array_equal(groups.valid[i], there)
+        np.testing.assert_array_equal(groups.center_index[i][there], side.center_index[there])
+        np.testing.assert_array_equal(groups.pixel[i][there], side.pixel[side.center_index[there]])
+        np.testing.assert_array_equal(
+            np.sort(groups.indices[i][there], axis=1), np.sort(side.members[there], axis=1)
+        )
+        close(groups.curvature[i][there], side.curvature[there], 1e-5)
+    assert kinds == {False, True}, "flat, curved, absent and present groups all occur"
+    close(image, exact_image, FEATURE)
+    close(points, exact_points, FEATURE)
+
+
+@PRESETS
+@MODALITIES
+@on_scans
+def test_from_features_to_scan_scores(preset, modality, scan):
+    shape, _ = scan
+    (image, points, clouds, groups), (exact_image, exact_points, sides) = both_features(*scan, preset)
+    if modality == "image":
+        points = clouds = groups = exact_points = sides = None
+    if modality == "points":
+        image = exact_image = None
+    sizes = {"grid_hw": shape.grid_hw, "map_hw": shape.map_hw}
+    found = pipeline.score(Features(image, points), groups, settings_of(preset), **sizes)
+    detection = pipeline.finish(found, clouds, groups, settings_of(preset), **sizes)
+    expected = reference.run(exact_image, exact_points, sides, preset, **sizes)
+
+    limit = STRETCHED if modality == "both" else DISTANCE
+    for ours, theirs in ((found.image, expected.image), (found.points, expected.points)):
+        assert (ours is None) == (theirs is None)
+        if ours is None:
+            continue
+        assert np.ptp(theirs) >= 1e3 * limit, "there is something to get wrong"
+        if preset == "released" and modality == "both":
+            but_for_rank_flips(ours, theirs)
+        else:
+            close(ours, theirs, limit)
+    close(found.salient, expected.salient, FEATURE)
+
+    if preset == "paper":
+        close(detection.anomaly_map, expected.maps, limit)
+        close(detection.map_max, expected.highest, limit)
+        close(detection.pred_score, expected.scores, limit)
+        return
+    # METHOD.md: a map may differ by a rank flip and by one and a half of the blur's 8-bit steps.
+    flips = 5e-4 if modality == "both" else DISTANCE
+    steps = np.zeros(shape.n) if expected.points is None else 1.5 * expected.points.max(axis=1) / 255
+    difference = np.abs(detection.anomaly_map - expected.maps)
+    assert np.median(difference) <= 1e-6
+    assert (difference <= (flips + steps)[:, None, None]).all()
+    close(detection.pred_score, expected.scores, 1e-3)
+
+
+def tiny_stage(preset, plan):
+    """One stage of both modalities, three samples and a row of padding."""
+    rng = np.random.default_rng(5)
+    image = snamd.l2_normalise(jnp.asarray(rng.random((4, 4, 5)), jnp.float32))
+    points = snamd.l2_normalise(jnp.asarray(rng.random((4, 3, 6)), jnp.float32))
+    groups = PointGroups(
+        indices=jnp.zeros((4, 3, 1), jnp.int32),
+        centers=jnp.zeros((4, 3, 3)),
+        center_index=jnp.zeros((4, 3), jnp.int32),
+        curvature=jnp.zeros((4, 3)),
+        pixel=jnp.asarray(rng.integers(0, 16, (4, 3)), jnp.int32),
+        valid=jnp.asarray([[True] * 3, [True, True, False], [True] * 3, [True] * 3]),
+    )
+    chosen = settings_of(preset)
+    return pipeline.score_stage(
+        image,
+        points,
+        groups,
+        jnp.asarray(3, jnp.int32),
+        plan=scoring.Plan(plan, block=2, tile=2),
+        scoring_config=chosen.scoring,
+        cae_config=chosen.cae,
+        grid_hw=(2, 2),
+        map_hw=(4, 4),
+        fuse=cae.enhance,
+        average=scoring.interval_average,
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "jitted", "plain"), [("paper", "symmetric", "rows"), ("released", "rows", "symmetric")]
+)
+def test_a_stage_jitted_in_one_plan_and_not_in_the_other(preset, jitted, plain):
+    """Each costs seconds to compile, or to run without; what differs twice and agrees, agrees once."""
+    compiled = tiny_stage(preset, jitted)
+    with jax.disable_jit():
+        step_by_step = tiny_stage(preset, plain)
+    for ours, theirs in zip(compiled, step_by_step, strict=True):
+        assert np.ptp(ours[:3]) > 0.05
+        close(ours[:3], theirs[:3], DISTANCE)
+
+
+@pytest.mark.parametrize("plan", ["symmetric", "rows"])
+def test_map_rows_jitted_and_not(plan):
+    rng = np.random.default_rng(6)
+    features = [jnp.asarray(rng.random((4, length, 5)), jnp.float32) for length in (3, 2)]
+
+    def rows(image, points, ref_valid, ids):
+        return image, points, ref_valid, ids
+
+    run = functools.partial(scoring.map_rows, fn=rows, plan=scoring.Plan(plan, block=3, tile=2), count=3)
+    with jax.disable_jit():
+        plain = run(*features)
+    for ours, theirs in zip(jax.jit(run)(*features), plain, strict=True):
+        assert ours.dtype == theirs.dtype
+        close(ours[:3], theirs[:3], DISTANCE)
+    for side, found in zip(features, plain[:2], strict=True):
+        expected = stages.min_distances(np.asarray(side)[:3], np.asarray(side)[:3])
+        for i in range(3):
+            others = [j for j in range(3) if j != i]
+            close(found[i][:, others], expected[i][:, others], 1e-5)
+            assert np.isinf(found[i][:, [i, 3]]).all()
+
+
+def test_every_equation_has_its_test():
+    """``test_eq_05_...``, ``test_eq_12_13_14_...``: the numbers are the paper's, 1 to 15."""
+    named = set()
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for numbers in re.findall(r"^def test_eq((?:_\d\d)+)_[a-z]", path.read_text(encoding="utf-8"), re.M):
+            named |= {int(number) for number in numbers.split("_")[1:]}
+    assert named == set(range(1, 16))

@@ -56,11 +56,25 @@ def test_golden_of_few_samples(golden, first):
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
-def test_eq_12_to_14_released_form(compiled):
+def test_eq_12_13_14_released_form(compiled):
     scores, features = sample(0, n=12)
     function = _rescore if compiled else rscon.rescore
     found = function(scores, features, windows=(3, 5))
     np.testing.assert_allclose(found, reference.released(scores, features, (3, 5)), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_eq_12_13_14_as_matrices(k):
+    """W, the mask M of each row's k largest, the row sums D: D⁻¹(M∘W)C, whole matrices instead of rows."""
+    scores, features = sample(2, n=9)
+    similarity = features.astype(np.float64) @ features.T.astype(np.float64)
+    mask = similarity >= np.sort(similarity, axis=1)[:, -k][:, None]
+    assert (mask.sum(axis=1) == k).all()
+    degree = np.diag((mask * similarity).sum(axis=1))
+    smoothed = np.linalg.inv(degree) @ (mask * similarity) @ scores
+    # Eq. 15's form is their mean with C itself, so that it holds one window alone.
+    found = 2 * _rescore(scores, features, windows=(k,), normalise=False, form="half") - scores
+    np.testing.assert_allclose(found, smoothed, atol=2 * TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])

@@ -75,6 +75,24 @@ def test_grid_golden(golden, degrees):
             np.testing.assert_allclose(pooled, arrays["r135_postnorm"][:, :, stage], atol=TOLERANCE, rtol=0)
 
 
+def test_eq_05_similarity_weight():
+    """exp(-‖f_j - f_c‖): by itself, and in the mean of two cells that are each other's only neighbour."""
+    distances = np.array([0, 0.5, 1, 3], np.float32)
+    np.testing.assert_allclose(snamd.exp_similarity(jnp.asarray(distances)), np.exp(-distances), rtol=1e-6)
+    a, b = np.array([0.6, 0.8]), np.array([0.9, 0.4])  # half a unit apart
+    config = dataclasses.replace(PAPER, degrees=(3,))
+    found = _grid(np.array([[a, b]], np.float32), config)[0]
+    for row, (own, other) in zip(found, ((a, b), (b, a)), strict=True):
+        pooled = (own + np.exp(-0.5) * other) / 2
+        np.testing.assert_allclose(row, pooled / np.linalg.norm(pooled), atol=TOLERANCE)
+
+
+def test_eq_07_degrees_are_joined_and_pooled_to_the_channels():
+    degrees = [jnp.asarray([[1.0, 2.0]]), jnp.asarray([[3.0, 4.0]]), jnp.asarray([[5.0, 9.0]])]
+    np.testing.assert_allclose(snamd.pool_degrees(degrees), [[[2, 6]]])  # (1 + 2 + 3) / 3, (4 + 5 + 9) / 3
+    np.testing.assert_allclose(snamd.mean_degrees(degrees), [[[3, 5]]])  # released on a grid
+
+
 @EITHER_WAY
 @pytest.mark.parametrize("config", [RELEASED, PAPER], ids=["released", "paper"])
 def test_eq_05_06_07_grid(config, compiled):

@@ -126,8 +126,9 @@ def harmonics(
     for k in range(order + 1):
         terms = [math.comb(k, j) / math.sqrt(2**k * math.factorial(k)) * moments[j, k - j]
                  for j in range(k + 1)]  # fmt: skip
-        real = sum(t * (1, 0, -1, 0)[j % 4] for j, t in enumerate(terms))
-        imaginary = sum(t * (0, 1, 0, -1)[j % 4] for j, t in enumerate(terms))
+        nothing = jnp.zeros_like(terms[0])
+        real = sum((t * (1, 0, -1, 0)[j % 4] for j, t in enumerate(terms)), start=nothing)
+        imaginary = sum((t * (0, 1, 0, -1)[j % 4] for j, t in enumerate(terms)), start=nothing)
         # Of the real part p and the imaginary part q of a field, each projected on real + i·imaginary.
         (pr, qr), (pi, qi) = real, imaginary
         plus.append(lax.complex(pr - qi, pi + qr))
