@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from muscjax import (
         backbones,
         cae,
+        config,
+        extract,
         geometry,
         ipg,
         kernels,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         rscon,
         scoring,
         snamd,
+        types,
     )
     from muscjax.backbones.descriptors import fpfh
     from muscjax.backbones.registry import load_image_backbone, load_point_backbone
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 _MODULES = (
     "backbones",
     "cae",
+    "config",
+    "extract",
     "geometry",
     "ipg",
     "kernels",
@@ -45,6 +50,7 @@ _MODULES = (
     "rscon",
     "scoring",
     "snamd",
+    "types",
 )
 _NAMES = {
     "muscjax.backbones.descriptors": ("fpfh",),
@@ -69,7 +75,9 @@ __all__ = [
     "backbones",
     "cae",
     "cloud_from_xyz",
+    "config",
     "detect",
+    "extract",
     "fpfh",
     "from_toml",
     "geometry",
@@ -87,6 +95,7 @@ __all__ = [
     "rscon",
     "scoring",
     "snamd",
+    "types",
 ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from muscjax.errors import InputError
+
+_TOO_LARGE = "out of memory: lower --memory-budget, --image-size or ipg.groups, or score --subsets"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -229,8 +231,18 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        typer.echo(f"muscjax: {error}", err=True)
-        sys.exit(2)
+        _stop(str(error))
+    except MemoryError:
+        _stop(_TOO_LARGE)
+    except RuntimeError as error:  # XLA's own errors are RuntimeErrors with a status in front
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _stop(_TOO_LARGE)
+
+
+def _stop(message: str) -> NoReturn:
+    typer.echo(f"muscjax: {message}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class TextureConfig:
     orders: int = 4  # highest harmonic of the gradient's direction, and of the place in the window
     contrast: float = 0.05  # gradient of the root of the brightness at which its magnitude counts half
     root: float = 0.01  # magnitudes below it count linearly, above it by their roots
+    colour: float = 8.0  # of the two chromaticities beside the shapes; 0: brightness alone
     floor: float = 0.6  # the constant channel: how much structure a patch must have to look different
     gain: float = 100.0  # of the whole descriptor; at 100 SNAMD leaves it alone, at 1 it averages neighbours
 
@@ -195,7 +196,7 @@ def from_toml(path: str | Path) -> Config:
 
 def preset(name: str) -> Config:
     """The preset of that name; InputError lists the names otherwise."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
@@ -257,10 +258,11 @@ def _validated(config: Config, where: str) -> Config:
         (0.0 < scoring.interval <= 1.0, "scoring.interval must lie in (0, 1]"),
         (config.maps.neighbours >= 1, "maps.neighbours must be at least 1"),
         (all(r >= 1 and r % 2 for r in config.snamd.degrees), "snamd.degrees must be odd and positive"),
-        (len(config.snamd.degrees) > 0, "snamd.degrees must not be empty"),
+        (len(config.snamd.degrees) > 0 and max(config.snamd.degrees) < 64, "snamd.degrees must lie in 1..63"),
         (len(config.rscon.windows) > 0, "rscon.windows must not be empty"),
         (all(k >= 1 for k in config.rscon.windows), "rscon.windows must be positive"),
         (config.run.subsets >= 1, "run.subsets must be at least 1"),
+        (config.run.seed >= 0, "run.seed must not be negative"),
         (config.run.memory_budget >= 64 << 20, "run.memory_budget must be at least 64 MiB"),
         (config.fpfh.normal_radius > 0 and config.fpfh.feature_radius > 0, "fpfh radii must be positive"),
         (
@@ -277,6 +279,7 @@ def _validated(config: Config, where: str) -> Config:
             min(texture.contrast, texture.root, texture.floor, texture.gain) > 0,
             "texture.contrast, root, floor and gain must be positive",
         ),
+        (texture.colour >= 0, "texture.colour must not be negative"),
     )
     for holds, message in rules:
         if not holds:
@@ -297,7 +300,7 @@ def parse_bytes(text: str) -> int:
     unit = text.strip()[len(number) :].strip().lower()
     try:
         return int(float(number) * units[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise InputError(
             f"--memory-budget {text!r}: expected a number of bytes such as 4GiB or 500MB"
         ) from None

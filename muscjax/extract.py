@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import lax
 
 from muscjax import ipg, snamd
 from muscjax.config import Config
+from muscjax.errors import InputError
 from muscjax.types import Array, Cloud, PointGroups
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -75,13 +77,14 @@ def grid_of(m: int, image_hw: tuple[int, int]) -> tuple[int, int]:
     """The (h, w) patch grid of ``m`` patches over an image of that shape.
 
     Raises:
-        ValueError: no grid of that many square patches covers the image.
+        InputError: no grid of that many roughly square patches covers the image.
     """
-    side = (image_hw[0] * image_hw[1] / m) ** 0.5
-    h, w = round(image_hw[0] / side), round(image_hw[1] / side)
-    if h * w != m:
-        raise ValueError(f"{m} patches form no grid over an image of {image_hw[0]}×{image_hw[1]}")
-    return h, w
+    pairs = [(h, m // h) for h in range(1, m + 1) if m % h == 0]
+    # How oblong a patch would be: the logarithm of its sides' ratio.
+    oblong = [abs(math.log(image_hw[0] * w / (image_hw[1] * h))) for h, w in pairs]
+    if min(oblong) > math.log(1.5):
+        raise InputError(f"{m} patches form no grid over an image of {image_hw[0]}×{image_hw[1]}")
+    return pairs[int(np.argmin(oblong))]
 
 
 def extract_images(
@@ -129,6 +132,14 @@ def extract_images(
 def _store(out: np.ndarray, start: int, result: Array) -> None:
     part = out[:, start : start + result.shape[1]]
     part[...] = np.asarray(result)[:, : part.shape[1]]
+    _check_finite("image", part, range(start, start + part.shape[1]))
+
+
+def _check_finite(kind: str, features: np.ndarray, ids: Sequence[int]) -> None:
+    """(S, B, M, C) of the samples ``ids``: a NaN would be nobody's neighbour and look normal."""
+    finite = np.isfinite(features).all(axis=(0, 2, 3))
+    if not finite.all():
+        raise InputError(f"{kind} features of scan {ids[int(np.argmin(finite))]} are not finite")
 
 
 def extract_points(
@@ -162,6 +173,7 @@ def extract_points(
         if features is None:
             features = np.empty((found.shape[0], total, *found.shape[2:]), np.float32)
         features[:, ids] = found[:, : len(ids)]
+        _check_finite("point", found[:, : len(ids)], ids)
         for position, i in enumerate(ids):
             groups[i] = jax.tree.map(lambda leaf, p=position: leaf[p], found_groups)
         done += len(ids)

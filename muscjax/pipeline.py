@@ -7,6 +7,7 @@ sets of similar size share their compiled programs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from muscjax import cae, geometry, maps, rscon, scoring
-from muscjax.config import DEFAULT_IMAGE_SIZE, Config, released
+from muscjax import cae, geometry, ipg, maps, rscon, scoring, snamd
+from muscjax.config import Config, released
 from muscjax.errors import InputError
 from muscjax.extract import (
     CLOUD_BATCH,
@@ -31,6 +32,7 @@ from muscjax.extract import (
 )
 from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
 
+_TILE_BYTES_CPU = scoring.TILE_BYTES
 _AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
 _SAMPLE_BUCKET = 8
 
@@ -117,17 +119,29 @@ def score(
     Raises:
         InputError: fewer than two samples, or a memory budget that cannot hold one sample's rows.
     """
-    given = [x for x in (features.image, features.points) if x is not None]
+    given = [x for x in features_of(features) if x is not None]
     n, stages = given[0].shape[1], max(len(x) for x in given)
     if n < 2:
         raise InputError(f"mutual scoring needs at least two scans, found {n}")
+    if any(len(x) not in (1, stages) for x in given):
+        raise InputError(f"found {' and '.join(str(len(x)) for x in given)} stages, expected as many or 1")
+    if (features.points is None) != (groups is None):
+        raise InputError("score: point features and their groups go together")
     average = average or _AVERAGES[config.scoring.average]
     size = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
     try:
-        plan = scoring.plan(size, tuple(x.shape[2] for x in given), memory_budget=config.run.memory_budget)
+        plan = scoring.plan(
+            size,
+            tuple(x.shape[2] for x in given),
+            memory_budget=config.run.memory_budget,
+            tile_bytes=_TILE_BYTES_CPU if jax.default_backend() == "cpu" else config.run.memory_budget // 16,
+        )
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None
-    padded_groups = None if groups is None else jax.tree.map(lambda leaf: _pad(leaf, size), groups)
+    padded_groups = None
+    if groups is not None:  # the members, by far the largest field, are not read here: they stay on the host
+        small = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
+        padded_groups = jax.tree.map(lambda leaf: _pad(np.asarray(leaf), size), small)
     totals: list[Any] = [None, None]
     for stage in range(stages):
         found = score_stage(
@@ -143,16 +157,19 @@ def score(
             average=average,
         )
         for side, scores in enumerate(found):
-            if scores is not None:
-                totals[side] = scores[:n] / stages + (0 if totals[side] is None else totals[side])
-        jax.block_until_ready(found)
+            if (
+                scores is not None
+            ):  # on the host: a slice of n samples on the device would compile for every n
+                part = np.asarray(scores)[:n] / np.float32(stages)
+                totals[side] = part if totals[side] is None else totals[side] + part
         progress(f"{plan.kind} scoring", stage + 1, stages)
     salient = [
-        x[max(len(x) - 2, 0), np.arange(n), np.argmax(np.asarray(total), axis=1)]
+        np.asarray(x[max(len(x) - 2, 0)])[np.arange(n), np.argmax(total, axis=1)]
         for x, total in zip(features_of(features), totals, strict=True)
         if x is not None
     ]
-    return PatchScores(totals[0], totals[1], jnp.concatenate([jnp.asarray(s) for s in salient], axis=1))
+    image, points = (None if total is None else jnp.asarray(total) for total in totals)
+    return PatchScores(image, points, jnp.asarray(np.concatenate(salient, axis=1)))
 
 
 def features_of(features: Features) -> tuple[Any, Any]:
@@ -192,10 +209,10 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
         chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)))
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
         scored.append(score(chosen, of_part, config, **keywords))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *scored)
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw"))
+@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw", "interpolate", "blur"))
 def _map_batch(
     image: Array | None,
     points: Array | None,
@@ -205,6 +222,8 @@ def _map_batch(
     config: Any,
     grid_hw: tuple[int, int] | None,
     map_hw: tuple[int, int],
+    interpolate: Callable,
+    blur: Callable,
 ) -> Array:
     def one(sample) -> Array:
         image_scores, point_scores, cloud, group = sample
@@ -213,7 +232,7 @@ def _map_batch(
             assert grid_hw is not None
             total += maps.upsample_grid(image_scores.reshape(grid_hw), map_hw)
         if point_scores is not None:
-            values = maps.interpolate_points(
+            values = interpolate(
                 point_scores,
                 group.centers,
                 group.valid,
@@ -222,7 +241,7 @@ def _map_batch(
                 neighbours=config.neighbours,
             )
             spread = maps.scatter_to_grid(values, cloud.pixel, cloud.valid, map_hw)
-            total += maps.blur(spread, form=config.blur)
+            total += blur(spread, form=config.blur)
         return total
 
     return lax.map(one, (image, points, clouds, groups))
@@ -237,6 +256,8 @@ def finish(
     grid_hw: tuple[int, int] | None,
     map_hw: tuple[int, int],
     rescore: Callable = rscon.rescore,
+    interpolate: Callable = maps.interpolate_points,
+    blur: Callable = maps.blur,
     progress: Progress = silent,
 ) -> Detection:
     """Anomaly maps at working size, their maxima, and the scan scores after re-scoring.
@@ -244,7 +265,8 @@ def finish(
     Args:
         patch_scores: from ``score``.
         clouds, groups: of the N samples, with point scores.
-        rescore: the stage that ``rscon.rescore`` is.
+        rescore, interpolate, blur: the stages that ``rscon.rescore``, ``maps.interpolate_points`` and
+            ``maps.blur`` are. ``rescore`` is given a bucket of rows, of which ``valid`` are scans.
     """
     n = len(patch_scores.salient)
     with_points = patch_scores.points is not None
@@ -268,6 +290,8 @@ def finish(
             config=config.maps,
             grid_hw=grid_hw,
             map_hw=map_hw,
+            interpolate=interpolate,
+            blur=blur,
         )
         out[ids] = np.asarray(made)[: len(ids)]
         done += len(ids)
@@ -294,9 +318,14 @@ def detect(
     image_backbone: Callable[[Array], Array] | None = None,
     point_backbone: Callable[[Cloud, PointGroups], Array] | None = None,
     config: Config | None = None,
+    group: Callable = ipg.group,
+    pool_grid: Callable = snamd.pool_grid,
+    pool_groups: Callable = snamd.pool_groups,
     fuse: Callable = cae.enhance,
     average: Callable | None = None,
     rescore: Callable = rscon.rescore,
+    interpolate: Callable = maps.interpolate_points,
+    blur: Callable = maps.blur,
     progress: Progress = silent,
 ) -> Detection:
     """Anomaly maps and scores of a set of unlabeled scans, each scored by all the others.
@@ -304,16 +333,18 @@ def detect(
     Args:
         images: (N, H, W, 3) uint8 or float32 in [0, 1], or a lazy sequence of such rows; None: points only.
         clouds: N ``Cloud`` objects, or an array (N, H, W, 3) of organised XYZ in metres (0 = no point);
-            None: images only. Their pixels count in the working size ``config.input.map_size``, which
-            defaults to the XYZ array's side, else to ``config.input.image_size``.
+            None: images only. The maps have the size of the XYZ arrays. The pixels of ``Cloud`` objects count
+            in ``config.input.map_size``, which must be given with them.
         image_backbone: (B, H, W, 3) -> (S, B, M, C). point_backbone: (cloud, groups) -> (S, G, C).
         config: ``released()`` when None.
-        fuse, average, rescore: replacements for ``cae.enhance``, ``scoring.interval_average``,
-            ``rscon.rescore``.
+        group, pool_grid, pool_groups, fuse, average, rescore, interpolate, blur: replacements for the stages
+            of those names in ``ipg``, ``snamd``, ``cae`` (``enhance``), ``scoring`` (``interval_average``),
+            ``rscon`` and ``maps``. They are called as the stages are: masks tell padding from data.
         progress: called as (stage, done, total).
 
     Raises:
-        InputError: fewer than two scans, no modality, unequal counts, or a modality without its backbone.
+        InputError: fewer than two scans, no modality, unequal counts or shapes, a modality without its
+            backbone, features that are not finite, or pixels outside the map.
     """
     config = released() if config is None else config
     _check(images, clouds, image_backbone, point_backbone)
@@ -322,14 +353,16 @@ def detect(
         clouds = [geometry.cloud_from_xyz(np.asarray(xyz)) for xyz in clouds]
     image = points = groups = grid_hw = None
     if images is not None and image_backbone is not None:
-        image = extract_images(images, image_backbone, config, progress=progress)
+        image = extract_images(images, image_backbone, config, pool=pool_grid, progress=progress)
         grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
     if clouds is not None and point_backbone is not None:
-        points, groups = extract_points(clouds, point_backbone, config, progress=progress)
+        stages: dict[str, Any] = {"group": group, "pool": pool_groups}
+        points, groups = extract_points(clouds, point_backbone, config, **stages, progress=progress)
     shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw, "progress": progress}
     extracted = Extracted(Features(image, points), groups)
     scored = score_subsets(extracted, config, fuse=fuse, average=average, **shape)
-    return finish(scored, clouds, groups, config, rescore=rescore, **shape)
+    chosen = {"rescore": rescore, "interpolate": interpolate, "blur": blur}
+    return finish(scored, clouds, groups, config, **chosen, **shape)
 
 
 def _check(images: Any, clouds: Any, image_backbone: Any, point_backbone: Any) -> None:
@@ -347,13 +380,24 @@ def _check(images: Any, clouds: Any, image_backbone: Any, point_backbone: Any) -
 
 
 def _map_size(images: Any, clouds: Any, config: Config) -> tuple[int, int]:
-    if clouds is not None and not isinstance(clouds[0], Cloud):
-        h, w = np.shape(clouds[0])[:2]
-        return h, w
-    if config.input.map_size is not None:
-        return config.input.map_size, config.input.map_size
-    if images is not None and clouds is None:
+    side = config.input.map_size
+    if clouds is None:
+        if side is not None:
+            return side, side
         h, w = np.shape(images[0:1])[1:3]
         return h, w
-    side = config.input.image_size or DEFAULT_IMAGE_SIZE
+    if not isinstance(clouds[0], Cloud):
+        shapes = [np.shape(xyz) for xyz in clouds]
+        for i, found in enumerate(shapes):
+            if found != shapes[0] or len(found) != 3:
+                raise InputError(
+                    f"clouds[{i}]: found shape {found}, expected {shapes[0][:2]} × 3 as clouds[0]"
+                )
+        return shapes[0][0], shapes[0][1]
+    if side is None:
+        raise InputError("detect: Cloud objects need config.input.map_size, the side of their pixels' grid")
+    for i, cloud in enumerate(clouds):
+        highest = int(np.max(np.asarray(cloud.pixel), initial=0))
+        if highest >= side * side:
+            raise InputError(f"clouds[{i}]: found pixel {highest}, expected less than {side}·{side}")
     return side, side

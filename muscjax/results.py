@@ -122,8 +122,10 @@ def evaluate(
     ]
     if any(mask is None for mask in masks):
         return metrics.summary(labels=labels, scores=scores)
-    foreground = [item.foreground for item in prepared]
-    known = not original and all(mask is not None for mask in foreground)
+    foreground = [
+        _at_source(item) if original and item.foreground is not None else item.foreground for item in prepared
+    ]
+    known = all(mask is not None for mask in foreground)
     return metrics.summary(
         labels=labels,
         scores=scores,
@@ -131,6 +133,16 @@ def evaluate(
         maps=list(source_maps) if original else list(anomaly_maps),
         foreground=[mask for mask in foreground if mask is not None] if known else None,
     )
+
+
+def _at_source(item: Prepared) -> np.ndarray:
+    """The foreground in the geometry of the source."""
+    import jax.numpy as jnp
+
+    from muscjax import maps
+
+    assert item.foreground is not None
+    return np.asarray(maps.to_source(jnp.asarray(item.foreground, jnp.float32), item.frame)) > 0.5
 
 
 def write_tables(

@@ -49,11 +49,22 @@ def run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
     image_backbone = None
     if any(kind != "points" for kind in kinds):
         image_backbone = load_image_backbone(request.image_backbone, config)
+    point_backbone = None
+    if any(kind != "image" for kind in kinds):
+        point_backbone = load_point_backbone(request.point_backbone, config)
     config = _sized(config, image_backbone)
+    for dataset in found:
+        for scan in dataset.scans:
+            outputs.map_path(out, scan.name)  # refused before any work is done
+    outputs.write_json(out / "run.json", {"unfinished": True})  # marks the folder as results, not input
     done: list[Outcome] = []
     with outputs.count_compiles() as compiles:
         for dataset, kind in zip(found, kinds, strict=True):
-            done.append(run_category(dataset, kind, request, config, image_backbone, out, observe, say))
+            backbones = (
+                None if kind == "points" else image_backbone,
+                None if kind == "image" else point_backbone,
+            )
+            done.append(run_category(dataset, kind, request, config, backbones, out, observe, say))
             results.write_tables(out, done, request, config, observe, compiles, notes)
             observe("tables", len(done), len(found))
     return done
@@ -108,12 +119,12 @@ def run_category(
     kind: Kind,
     request: Request,
     config: Config,
-    image_backbone: Callable | None,
+    backbones: tuple[Callable | None, Callable | None],
     out: Path,
     observe: Observer,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Load, score and write one category."""
+    """Load, score and write one category with its (image, point) backbones."""
     from muscjax import pipeline
 
     scans = dataset.scans
@@ -124,12 +135,13 @@ def run_category(
     images = (
         np.stack([item.image for item in prepared if item.image is not None]) if kind != "points" else None
     )
+    prepared = [dataclasses.replace(item, image=None) for item in prepared]  # held once, in the stack
     clouds = [item.cloud for item in prepared if item.cloud is not None] if kind != "image" else None
     detection = pipeline.detect(
         images,
         clouds,
-        image_backbone=None if images is None else image_backbone,
-        point_backbone=None if clouds is None else load_point_backbone(request.point_backbone, config),
+        image_backbone=backbones[0],
+        point_backbone=backbones[1],
         config=config,
         progress=observe,
     )

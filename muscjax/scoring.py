@@ -105,13 +105,14 @@ def min_distances(
         kernels.min_squared_distances(implementation), precision=precision, refine=refine, columns=False
     )
     against = _blocks(references, tile)
+    rows = min(tile, q)
     valid = None if reference_valid is None else _blocks(reference_valid, tile)
 
-    def row(block: Array) -> Array:  # (tile, M, C) -> (tile, M, R)
+    def row(block: Array) -> Array:  # (rows, M, C) -> (rows, M, R)
         found = lax.map(lambda side: kernel(block, side[0], None, side[1])[0], (against, valid))
         return jnp.moveaxis(found, 0, -2).reshape(*block.shape[:2], -1)[..., :r]
 
-    return jnp.sqrt(lax.map(row, _blocks(queries, tile)).reshape(-1, m, r)[:q])
+    return jnp.sqrt(lax.map(row, _blocks(queries, rows)).reshape(-1, m, r)[:q])
 
 
 def mutual_min_distances(

@@ -93,7 +93,7 @@ def test_help_loads_nothing_heavy():
     }
 
 
-def test_running_imports_neither_torch_nor_optax():
+def test_running_imports_no_other_framework():
     statement = """
 import numpy as np, muscjax
 import muscjax.run, muscjax.cli, muscjax.backbones.registry, muscjax.outputs, muscjax.metrics

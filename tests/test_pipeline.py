@@ -144,7 +144,7 @@ def _sizes():
 
 
 def test_image_only_equals_the_reference():
-    # Random directions: far enough apart that a product's rounding is 1e-6 of a distance, unlike near-duplicates.
+    # Random directions lie far enough apart for a float32 product; near-duplicates have a bound of their own.
     features = np.random.default_rng(0).normal(size=(2, 6, 16, 6)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     found = pipeline.score(Features(features, None), None, small(), grid_hw=(4, 4), map_hw=(32, 32))
@@ -267,6 +267,17 @@ def test_a_second_set_of_the_same_size_compiles_nothing():
         (lambda i, c: run(i, c[:3]), "4 images and 3 clouds"),
         (lambda i, c: run(None, None), "neither images nor clouds"),
         (lambda i, c: muscjax.detect(i), "image data needs image_backbone"),
+        (lambda i, c: run(None, [*c[:3], c[3][:16]]), r"clouds\[3\]: found shape"),
+        (lambda i, c: run(None, [geometry.cloud_from_xyz(x) for x in c]), "need config.input.map_size"),
+        (
+            lambda i, c: run(
+                None,
+                [geometry.cloud_from_xyz(x) for x in c],
+                config.override(small(), "input.map_size=16"),
+            ),
+            "expected less than 16·16",
+        ),
+        (lambda i, c: muscjax.detect(i * np.nan, image_backbone=image_tokens), "scan 0 are not finite"),
     ],
 )
 def test_bad_arguments_are_named(change, named):

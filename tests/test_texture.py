@@ -100,7 +100,7 @@ def test_a_mirror_image_turns_the_sign_of_the_skew_values_alone():
 
 @given(seed=st.integers(0, 10_000), gain=st.floats(0.3, 3.0))
 def test_brighter_light_is_a_lower_contrast_constant(seed, gain):
-    images = pictures(seed).astype(np.float32) / 255 / 3
+    images = pictures(seed).mean(axis=-1, keepdims=True).astype(np.float32).repeat(3, axis=-1) / 255 / 3
     softer = dataclasses.replace(SMALL, contrast=0.05)
     brighter = texture.describe(images * np.float32(gain), config=softer)
     other = dataclasses.replace(softer, contrast=softer.contrast / gain**0.5)
@@ -142,12 +142,24 @@ def test_the_gain_scales_and_the_pooled_features_know_it_only_through_snamd():
 
 
 @pytest.mark.parametrize(
-    ("hw", "stride"), [((224, 224), 6.0), ((224, 224), 8.0), ((224, 168), 8.0), ((96, 130), 6.5), ((8, 8), 8.0)]
+    ("hw", "stride"),
+    [((224, 224), 6.0), ((224, 224), 8.0), ((224, 168), 8.0), ((96, 130), 6.5), ((8, 8), 8.0)],
 )
 def test_the_grid_is_the_one_that_extraction_infers(hw, stride):
     config = TextureConfig(stride=stride)
     h, w = texture.grid_shape(hw, config)
     assert extract.grid_of(h * w, hw) == (h, w)
+
+
+def test_colour_alone_is_told_apart_and_white_light_of_any_strength_is_none():
+    red, gray = np.full(SHAPE, (150, 90, 90), np.uint8), np.full(SHAPE, 110, np.uint8)
+    colours = np.array([i in (45, 46, 92, 93) for i in range(texture.channels(SMALL))])
+    difference = np.abs(described(red) - described(gray)).max(axis=(0, 1, 2))
+    assert (difference[colours][[0, 2]] > 0.5).all()
+    assert (difference[~colours] < 1e-3).all()
+    assert np.abs(described(pictures(2).mean(axis=-1, keepdims=True).astype(np.uint8).repeat(3, -1)))[
+        ..., colours
+    ].max() < 1e-6  # fmt: skip
 
 
 def test_the_moments_of_a_line():
@@ -178,6 +190,7 @@ def test_memory_grows_with_the_fields_and_not_with_windows_times_pixels():
         "orders=9",
         "contrast=0",
         "floor=0",
+        "colour=-1",
         "gain=0",
     ],
 )

@@ -9,7 +9,7 @@ coefficient (m, k) by exp(i·(m + k)·α); so (m, -m) stays as it is, and so doe
 Sources: Liu, Skibbe, Schmidt, Blein, Palme, Brox, Ronneberger, "Rotation-Invariant HOG Descriptors Using
 Fourier Analysis in Polar and Spherical Coordinates", IJCV 106, 2014; Skibbe, Reisert, "Circular Fourier-HOG
 Features for Rotation Invariant Object Detection in Biomedical Images", ISBI 2012, whose harmonics, complex
-derivatives of a Gaussian, these are. Saturation, roots and the floor are this module's own.
+derivatives of a Gaussian, these are. Saturation, roots, colours and the floor are this module's own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from muscjax.config import TextureConfig
 from muscjax.types import Array
 
 _REACH = 6  # standard deviations at which a harmonic of the orders used here has vanished
+_DARK = 0.1  # sum of the three colours below which a pixel has hardly any colour
 _SMALLEST_SLOPE = 1e-6  # brightness per standard deviation: below it a gradient has no direction
 
 
@@ -45,20 +46,19 @@ def describe(images: Array, *, config: TextureConfig) -> Array:
     Returns:
       (1, B, h·w, C) float32 with h = H / stride and w = W / stride, rounded, at least 1, in raster order;
       C = ``channels(config)``. Invariant to quarter turns up to rounding, to others up to sampling.
-      Brightness times s does what contrast divided by √s would do.
+      For the shapes, brightness times s does what contrast divided by √s would do.
     """
     chex.assert_rank(images, 4)
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) * jnp.float32(1 / 255)
-    gray = jnp.mean(images.astype(jnp.float32), axis=-1)
-    return jax.vmap(functools.partial(_describe, config=config))(gray)[None]
+    return jax.vmap(functools.partial(_describe, config=config))(images.astype(jnp.float32))[None]
 
 
 def channels(config: TextureConfig) -> int:
-    """C: 1 + K + M·(2K + 2) values per window for orders M = K, and the floor."""
+    """C: per window 1 + K + K·(2K + 2) invariants for orders up to K and 2 colours; and the floor."""
     order = config.orders
-    return len(config.windows) * (1 + order + order * (2 * order + 2)) + 1
+    return len(config.windows) * (1 + order + order * (2 * order + 2) + 2) + 1
 
 
 def grid_shape(image_hw: tuple[int, int], config: TextureConfig) -> tuple[int, int]:
@@ -67,15 +67,27 @@ def grid_shape(image_hw: tuple[int, int], config: TextureConfig) -> tuple[int, i
     return h, w
 
 
-def _describe(gray: Array, *, config: TextureConfig) -> Array:
-    """(H, W) float32 in [0, 1] to (h·w, C)."""
-    h, w = grid_shape((gray.shape[0], gray.shape[1]), config)
-    fields = orientation_fields(gray, config)
-    found = [x for sigma in config.windows for x in invariants(harmonics(fields, (h, w), sigma, config))]
-    values = jnp.stack(found, axis=-1).reshape(h * w, -1)
-    rooted = values * lax.rsqrt(jnp.abs(values) + jnp.float32(config.root))
-    floor = jnp.full((h * w, 1), config.floor, jnp.float32)
-    return jnp.concatenate([rooted, floor], axis=1) * jnp.float32(config.gain)
+def _describe(image: Array, *, config: TextureConfig) -> Array:
+    """(H, W, 3) float32 in [0, 1] to (h·w, C)."""
+    height, width, _ = image.shape
+    h, w = grid_shape((height, width), config)
+    fields, colours = orientation_fields(jnp.mean(image, axis=-1), config), chromaticities(image)
+    found = []
+    for sigma in config.windows:
+        values = jnp.stack(invariants(harmonics(fields, (h, w), sigma, config)))
+        found.append(values * lax.rsqrt(jnp.abs(values) + jnp.float32(config.root)))
+        rows, columns = _sampled(height, h, sigma, 0), _sampled(width, w, sigma, 0)
+        found.append(jnp.float32(config.colour) * _separable(rows, colours, columns))
+    found.append(jnp.full((1, h, w), config.floor, jnp.float32))
+    values = jnp.concatenate(found) * jnp.float32(config.gain)
+    return jnp.moveaxis(values, 0, -1).reshape(h * w, -1)
+
+
+def chromaticities(image: Array) -> Array:
+    """Red against green and blue against both, as shares of the light: (H, W, 3) to (2, H, W) float32."""
+    red, green, blue = jnp.moveaxis(image, -1, 0)
+    light = red + green + blue + jnp.float32(_DARK)
+    return jnp.stack([red - green, blue - (red + green) * jnp.float32(0.5)]) / light[None]
 
 
 def orientation_fields(gray: Array, config: TextureConfig) -> Array:
@@ -154,7 +166,7 @@ def _magnitude(z: Array) -> Array:
 
 
 def _separable(rows: Array, image: Array, columns: Array) -> Array:
-    return jnp.einsum("iy,yx,jx->ij", rows, image, columns, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("iy,...yx,jx->...ij", rows, image, columns, precision=lax.Precision.HIGHEST)
 
 
 def _sampled(side: int, count: int, sigma: float, order: int) -> Array:

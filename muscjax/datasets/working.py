@@ -60,9 +60,15 @@ class _Clean:
 
 def source_hw(scan: Scan) -> tuple[int, int]:
     """The scan's own (height, width): the image's, else the mask's, else the XYZ map's; headers only."""
-    path = scan.image or scan.mask
-    if path is not None:
-        return image_hw(path)
+    for path in (scan.image, scan.mask):
+        if path is not None:
+            try:
+                return image_hw(path)
+            except InputError:
+                if (
+                    scan.xyz is None
+                ):  # else a run that uses the image will say so, and one of points can go on
+                    raise
     if scan.xyz is None:
         raise InputError(f"{scan.name}: found neither an image nor an XYZ map")
     return xyz_hw(scan.xyz)

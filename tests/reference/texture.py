@@ -45,9 +45,11 @@ def projection(field, place, sigma, k):
     return (kernel * mirrored(field, reach)).sum()
 
 
-def describe(image, *, stride, gradient, windows, orders, contrast, root, floor, gain):
+def describe(image, *, stride, gradient, windows, orders, contrast, root, colour, floor, gain):
     """(H, W, 3) in [0, 1] -> (h·w, C)."""
     gray = np.asarray(image, np.float64).mean(axis=-1)
+    red, green, blue = np.moveaxis(np.asarray(image, np.float64), -1, 0)
+    shares = [x / (red + green + blue + 0.1) for x in (red - green, blue - (red + green) / 2)]
     angular = fields(gray, gradient=gradient, contrast=contrast, orders=orders)
     sides = [max(1, round(side / stride)) for side in gray.shape]
     places = [
@@ -57,8 +59,9 @@ def describe(image, *, stride, gradient, windows, orders, contrast, root, floor,
     rows = []
     for y in places[0]:
         for x in places[1]:
-            row = []
+            values = []
             for sigma in windows:
+                row = []
                 for m in range(orders + 1):
                     for k in range(orders + 1):
                         z = projection(angular[m], (y, x), sigma, k)
@@ -66,6 +69,8 @@ def describe(image, *, stride, gradient, windows, orders, contrast, root, floor,
                     for k in range(1, orders + 1) if m else ():
                         z = projection(angular[m], (y, x), sigma, -k)
                         row += [z.real, z.imag] if k == m else [abs(z)]
-            row = [value / math.sqrt(abs(value) + root) for value in row]
-            rows.append([gain * value for value in [*row, floor]])
+                row = [value / math.sqrt(abs(value) + root) for value in row]
+                row += [colour * projection(share, (y, x), sigma, 0).real for share in shares]
+                values += row
+            rows.append([gain * value for value in [*values, floor]])
     return np.array(rows)
