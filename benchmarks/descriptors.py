@@ -236,6 +236,7 @@ FOURIER: dict[str, configs.TextureConfig] = {
     "Fourier HOG, stride 8, no colour": dataclasses.replace(OWN, stride=8.0, colour=0.0),
     "Fourier HOG, stride 8, orders 2": dataclasses.replace(OWN, stride=8.0, orders=2),
     "Fourier HOG, stride 8, windows 3, 6": dataclasses.replace(OWN, stride=8.0, windows=(3.0, 6.0)),
+    "Fourier HOG, stride 8, floor 0.5": dataclasses.replace(OWN, stride=8.0, floor=0.5),
     "Fourier HOG, stride 8, SNAMD": dataclasses.replace(OWN, stride=8.0, gain=1.0),
 }
 

@@ -111,7 +111,7 @@ class TextureConfig:
     contrast: float = 0.05  # gradient of the root of the brightness at which its magnitude counts half
     root: float = 0.01  # magnitudes below it count linearly, above it by their roots
     colour: float = 8.0  # of the two chromaticities beside the shapes; 0: brightness alone
-    floor: float = 0.6  # the constant channel: how much structure a patch must have to look different
+    floor: float = 1.0  # the constant channel: how much structure a patch must have to look different
     gain: float = 100.0  # of the whole descriptor; at 100 SNAMD leaves it alone, at 1 it averages neighbours
 
 

@@ -27,7 +27,7 @@ from muscjax.config import TextureConfig
 from muscjax.types import Array
 
 _REACH = 6  # standard deviations at which a harmonic of the orders used here has vanished
-_DARK = 0.1  # sum of the three colours below which a pixel has hardly any colour
+_DARK = 1.0  # sum of the three colours at which a colour counts half; noise of dark ground must not count
 _SMALLEST_SLOPE = 1e-6  # brightness per standard deviation: below it a gradient has no direction
 
 

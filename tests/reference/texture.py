@@ -49,7 +49,7 @@ def describe(image, *, stride, gradient, windows, orders, contrast, root, colour
     """(H, W, 3) in [0, 1] -> (h·w, C)."""
     gray = np.asarray(image, np.float64).mean(axis=-1)
     red, green, blue = np.moveaxis(np.asarray(image, np.float64), -1, 0)
-    shares = [x / (red + green + blue + 0.1) for x in (red - green, blue - (red + green) / 2)]
+    shares = [x / (red + green + blue + 1.0) for x in (red - green, blue - (red + green) / 2)]
     angular = fields(gray, gradient=gradient, contrast=contrast, orders=orders)
     sides = [max(1, round(side / stride)) for side in gray.shape]
     places = [
