@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from muscjax import cae, datasets, doctor, outputs, pipeline, scoring
+from muscjax.backbones import texture
 from muscjax.config import override, released
 from muscjax.doctor import files, machine
 from muscjax.errors import InputError
@@ -445,7 +446,7 @@ class TestNeeds:
 
     def needs(self, scans: int, *assignments: str, available: int | None = None, xyz_side: int | None = 224):
         config = override(released(), *assignments)
-        tokens = doctor.default_tokens(config, ())
+        tokens = doctor.default_tokens(config, ("dino-vitb8",))
         category = self.category(scans, xyz_side=xyz_side)
         return {n.backbones: n for n in doctor.run_needs(category, tokens, config, available=available)}
 
@@ -496,9 +497,15 @@ class TestNeeds:
         assert set(self.needs(4, xyz_side=None)) == {("dino-vitb8",)}
         assert self.needs(1) == {}
 
-    def test_cached_backbones_take_the_place_of_the_usual_one(self):
+    def test_cached_backbones_stand_beside_the_weight_free_ones(self):
         names = [t.name for t in doctor.default_tokens(released(), ("dinov2-vits14", "point-mae"))]
-        assert names == ["fpfh", "dinov2-vits14", "point-mae"]
+        assert names == ["fpfh", "texture", "dinov2-vits14", "point-mae"]
+
+    def test_the_texture_descriptor_is_counted_as_it_is_made(self):
+        (tokens,) = (t for t in doctor.default_tokens(released(), ()) if t.name == "texture")
+        images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8)
+        made = jax.eval_shape(lambda x: texture.describe(x, config=released().texture), images)
+        assert made.shape == (tokens.stages, 2, tokens.patches, tokens.channels)
 
     @pytest.mark.parametrize("budget", [4 << 30, 256 << 20])
     def test_distances_bound_what_the_compiled_stage_holds(self, budget):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 # took beyond the arrays that are counted here.
 _BASE_GIB = {"image": 0.5, "points": 0.8, "both": 1.3}
 _CLOUD_POINT = 29  # bytes of a point in a Cloud
-_USUAL = "dino-vitb8"  # the paper's, shown where no backbone is cached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +48,20 @@ class Need:
 
 
 def default_tokens(config: Config, cached: Sequence[str]) -> tuple[Tokens, ...]:
-    """The weight-free point backbone, and every backbone with cached weights; without any the paper's.
+    """The weight-free backbones, and every backbone with cached weights.
 
     A ViT has three taps and needs 2·parameters·tokens + 4·tokens²·width·depth operations.
     """
-    from muscjax.backbones import registry
+    from muscjax.backbones import registry, texture
     from muscjax.backbones.descriptors import BINS
+    from muscjax.config import DEFAULT_IMAGE_SIZE
 
     groups = config.ipg.groups
     made = [Tokens(registry.WEIGHT_FREE, "points", 1, groups, 3 * BINS)]
+    side = config.input.image_size or DEFAULT_IMAGE_SIZE
+    h, w = texture.grid_shape((side, side), config.texture)
+    made.append(Tokens("texture", "image", 1, h * w, texture.channels(config.texture), side))
     entries = [entry for entry in registry.ENTRIES if entry.name in cached]
-    if not any(entry.kind == "image" for entry in entries):
-        entries += [entry for entry in registry.ENTRIES if entry.name == _USUAL]
     for entry in entries:
         weights = round(4e6 * entry.millions)
         if entry.kind == "points":
