@@ -494,7 +494,7 @@ class TestNeeds:
         assert self.needs(4, xyz_side=64)[("fpfh",)].map_size == 64
         assert self.needs(4, xyz_side=400)[("fpfh",)].map_size == 224
         assert self.needs(4, xyz_side=64)[("dino-vitb8",)].map_size == 224
-        assert set(self.needs(4, xyz_side=None)) == {("dino-vitb8",)}
+        assert set(self.needs(4, xyz_side=None)) == {("texture",), ("dino-vitb8",)}
         assert self.needs(1) == {}
 
     def test_cached_backbones_stand_beside_the_weight_free_ones(self):
