@@ -268,7 +268,7 @@ def test_summary_is_complete_and_serialisable():
     assert plain["pixel"]["reasons"] == {"foreground_ap": "no foreground is known"}
 
 
-def test_hundred_maps_of_400_pixels_in_under_5_seconds():
+def test_hundred_maps_of_400_pixels_cost_a_few_sorts():
     rng = np.random.default_rng(0)
     maps = rng.random((100, 400, 400), dtype=np.float32)
     masks = np.zeros(maps.shape, bool)
@@ -276,8 +276,11 @@ def test_hundred_maps_of_400_pixels_in_under_5_seconds():
         for y, x in rng.integers(0, 360, (3, 2)):
             masks[i, y : y + 30, x : x + 40] = True
     start = time.process_time()
+    np.argsort(maps.ravel(), kind="stable")
+    one_sort = time.process_time() - start
+    start = time.process_time()
     ours = metrics.pixel_metrics(masks, maps)
     seconds = time.process_time() - start
     assert abs(ours["auroc"] - 0.5) < 0.01
-    # Processor time, so that other work on the machine does not count.
-    assert seconds < 5.0
+    # Processor time in the same run; a sort per threshold or per region would be tens of them.
+    assert seconds < 2 * one_sort

@@ -207,7 +207,7 @@ def test_converted_file_must_be_what_its_header_says(tmp_path):
 
 @pytest.mark.slow
 def test_loading_vit_b8_is_fast_and_lean(tmp_path):
-    """Under 2 s, and at the peak no more than the parameters' own size beside them, in a fresh process."""
+    """A few readings of the file, and at the peak no more than the parameters' own size beside them."""
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     write_zeros(tmp_path / "source.safetensors", key_lists()["dino"])
@@ -219,13 +219,17 @@ jax.block_until_ready(jax.numpy.zeros(3))
 params.shapes(params.vit.Spec(8, 768, 12, 12, 224))
 def memory(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+start = time.perf_counter()
+open({str(path)!r}, "rb").read()
+reading = time.perf_counter() - start
 before, start = memory("VmRSS"), time.perf_counter()
 loaded = params.load({str(path)!r}, kind="image")
 jax.block_until_ready(loaded.params)
 seconds, extra = time.perf_counter() - start, memory("VmHWM") - before
 size = sum(a.nbytes for a in jax.tree.leaves(loaded.params))
-print(f"{{seconds:.2f}} s, peak {{extra / size:.2f}} x the parameters' {{size / 1e6:.0f}} MB")
-assert seconds < 2, seconds
+print(f"{{seconds:.2f}} s, reading {{reading:.2f}} s")
+print(f"peak {{extra / size:.2f}} x the parameters' {{size / 1e6:.0f}} MB")
+assert seconds < 15 * reading, (seconds, reading)
 assert extra < 2 * size, extra / size
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
