@@ -34,8 +34,8 @@ def detect(
     ),
     modality: Annotated[str, typer.Option(help="auto, image, points or both.")] = "auto",
     image_backbone: Annotated[
-        str | None, typer.Option(help="A converted weights file or a name; none: the weight-free descriptor.")
-    ] = None,
+        str, typer.Option(help="texture (no weights), a converted file or a name.")
+    ] = "texture",
     point_backbone: Annotated[
         str, typer.Option(help="fpfh (no weights), a converted file or a name.")
     ] = "fpfh",

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from muscjax.backbones import WEIGHT_FREE
 from muscjax.datasets import Dataset, Kind
 from muscjax.datasets.loading import Units
 from muscjax.report import Card
-
-WEIGHT_FREE_POINTS = "fpfh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Request:
     category: str | None = None
     split: str = "test"
     modality: Literal["auto", "image", "points", "both"] = "auto"
-    image_backbone: str | None = None  # a converted file or a registry name; None: the texture descriptor
-    point_backbone: str = WEIGHT_FREE_POINTS  # fpfh, a converted file or a registry name
+    image_backbone: str = WEIGHT_FREE["image"]  # or a converted file, or a registry name
+    point_backbone: str = WEIGHT_FREE["points"]  # likewise
     units: Units = "auto"
     clean: bool = True  # plane removal and largest cluster on scans with XYZ
     metric_size: Literal["working", "original"] = "working"

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from muscjax import datasets, outputs, report, results
+from muscjax.backbones import WEIGHT_FREE
 from muscjax.config import DEFAULT_IMAGE_SIZE, Config
 from muscjax.console import Observer
 from muscjax.datasets import Dataset, Kind, Prepared, Scan
 from muscjax.errors import InputError
-from muscjax.requests import WEIGHT_FREE_POINTS, Outcome, Request
+from muscjax.requests import Outcome, Request
 
 
 def run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
@@ -84,9 +85,9 @@ def _modality(dataset: Dataset, request: Request) -> Kind:
     return asked
 
 
-def load_image_backbone(name: str | None, config: Config) -> Callable:
-    """The image network of that name or file, at the configured size; for None the texture descriptor."""
-    if name is None:
+def load_image_backbone(name: str, config: Config) -> Callable:
+    """The texture descriptor, or the image network of that name or file at the configured size."""
+    if name == WEIGHT_FREE["image"]:
         from muscjax.backbones import texture
         from muscjax.extract import Bound
 
@@ -98,7 +99,7 @@ def load_image_backbone(name: str | None, config: Config) -> Callable:
 
 def load_point_backbone(name: str, config: Config) -> Callable:
     """FPFH, or the Point-MAE encoder of that name or file."""
-    if name == WEIGHT_FREE_POINTS:
+    if name == WEIGHT_FREE["points"]:
         from muscjax.backbones import descriptors
         from muscjax.extract import Bound
 

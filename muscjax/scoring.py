@@ -89,7 +89,8 @@ def min_distances(
         reference_valid: (R, L) bool or None: patches that count.
         precision: operands of the product, "float32" | "tf32" | "bfloat16"; accumulation is float32.
         implementation: a name of ``kernels.IMPLEMENTATIONS``.
-        refine: recompute the winning pairs directly, exact to float32.
+        refine: recompute the winning pairs directly, exact to float32; which pair wins is still the
+            product's choice, so a near-tie within the bound below may go to the other pair.
         tile: samples on each side of one distance block; None: from the memory budget.
         memory_budget: bytes.
 

@@ -140,9 +140,12 @@ def test_first_use_downloads_converts_and_caches(tiny, server, cache):
 
 
 def test_table_says_what_is_cached(tiny):
-    row, free = registry.table()
+    row, *free = registry.table()
     assert (row.name, row.cached, row.license, row.source) == ("tiny", False, "Apache-2.0", tiny.source.url)
-    assert (free.name, free.cached) == ("fpfh", True)
+    assert [(entry.name, entry.kind, entry.cached) for entry in free] == [
+        ("texture", "image", True),
+        ("fpfh", "points", True),
+    ]
     load()
     assert registry.table()[0].cached
 
@@ -203,7 +206,7 @@ def test_missing_file_and_missing_network_say_what_to_do(tiny, server, cache):
     message = refused()
     assert f"fetch {tiny.source.url} on another machine" in message
     assert f"save it as {cache / 'downloads' / 'tiny.safetensors'}" in message
-    assert message.endswith("go without weights: --modality points --point-backbone fpfh")
+    assert message.endswith("go without weights: --image-backbone texture")
 
 
 def test_message_for_points_names_the_weight_free_backbone(cache, monkeypatch):

@@ -10,13 +10,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from muscjax.backbones import params, point_mae, vit
+from muscjax.backbones import WEIGHT_FREE, params, point_mae, vit
 from muscjax.backbones.fetch import Source, cache_dir, download_path, fetch, record, recorded, verify
 from muscjax.backbones.layers import HIGHEST, Implementation
 from muscjax.backbones.network import ImageBackbone, PointBackbone, image_backbone, point_backbone
 from muscjax.errors import InputError
-
-WEIGHT_FREE = "fpfh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +171,7 @@ class Row:
 
 
 def table() -> list[Row]:
-    """Every backbone that a name stands for; the weight-free one last."""
+    """Every backbone that a name stands for; the weight-free ones last."""
     listed = [
         Row(
             entry.name,
@@ -186,7 +184,11 @@ def table() -> list[Row]:
         )
         for entry in ENTRIES
     ]
-    return [*listed, Row(WEIGHT_FREE, "points", 0.0, 0.0, "no weights", True, "computed from the points")]
+    kinds: tuple[params.Kind, ...] = ("image", "points")
+    computed = (
+        Row(WEIGHT_FREE[kind], kind, 0, 0, "no weights", True, "computed, the default") for kind in kinds
+    )
+    return [*listed, *computed]
 
 
 def load_image_backbone(
@@ -304,8 +306,7 @@ def ensure(entry: Entry, *, progress: bool = True) -> Path:
 
 
 def _alternative(kind: Literal["image", "points"]) -> str:
-    option = f"--point-backbone {WEIGHT_FREE}"
-    return option if kind == "points" else f"--modality points {option}"
+    return f"--{'point' if kind == 'points' else kind}-backbone {WEIGHT_FREE[kind]}"
 
 
 def _path(name_or_path: str | os.PathLike, kind: params.Kind, *, progress: bool) -> Path:

@@ -52,15 +52,15 @@ def default_tokens(config: Config, cached: Sequence[str]) -> tuple[Tokens, ...]:
 
     A ViT has three taps and needs 2·parameters·tokens + 4·tokens²·width·depth operations.
     """
-    from muscjax.backbones import registry, texture
+    from muscjax.backbones import WEIGHT_FREE, registry, texture
     from muscjax.backbones.descriptors import BINS
     from muscjax.config import DEFAULT_IMAGE_SIZE
 
     groups = config.ipg.groups
-    made = [Tokens(registry.WEIGHT_FREE, "points", 1, groups, 3 * BINS)]
+    made = [Tokens(WEIGHT_FREE["points"], "points", 1, groups, 3 * BINS)]
     side = config.input.image_size or DEFAULT_IMAGE_SIZE
     h, w = texture.grid_shape((side, side), config.texture)
-    made.append(Tokens("texture", "image", 1, h * w, texture.channels(config.texture), side))
+    made.append(Tokens(WEIGHT_FREE["image"], "image", 1, h * w, texture.channels(config.texture), side))
     entries = [entry for entry in registry.ENTRIES if entry.name in cached]
     for entry in entries:
         weights = round(4e6 * entry.millions)
