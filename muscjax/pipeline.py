@@ -117,7 +117,8 @@ def score(
         fuse: the stage that ``cae.enhance`` is. average: the stage that ``scoring.interval_average`` is.
 
     Raises:
-        InputError: fewer than two samples, or a memory budget that cannot hold one sample's rows.
+        InputError: fewer than two samples, stages that do not match, or a memory budget that cannot hold one
+            stage's features or one sample's rows.
     """
     given = [x for x in features_of(features) if x is not None]
     n, stages = given[0].shape[1], max(len(x) for x in given)
@@ -129,12 +130,19 @@ def score(
         raise InputError("score: point features and their groups go together")
     average = average or _AVERAGES[config.scoring.average]
     size = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
+    budget = config.run.memory_budget
+    held = 4 * size * sum(int(np.prod(x.shape[2:])) for x in given)
+    if held > budget:
+        raise InputError(
+            f"run.memory_budget: one stage's features of {n} scans take {held / 2**30:.1f} GiB, more than "
+            f"{budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
+        )
     try:
         plan = scoring.plan(
             size,
             tuple(x.shape[2] for x in given),
-            memory_budget=config.run.memory_budget,
-            tile_bytes=_TILE_BYTES_CPU if jax.default_backend() == "cpu" else config.run.memory_budget // 16,
+            memory_budget=budget,
+            tile_bytes=_TILE_BYTES_CPU if jax.default_backend() == "cpu" else budget // 16,
         )
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None

@@ -315,3 +315,11 @@ def test_no_intermediate_of_a_stage_outgrows_the_budget(n, channels):
     program = jax.make_jaxpr(stage)(image, points, groups, jax.ShapeDtypeStruct((), jnp.int32))
     assert plan.kind == ("symmetric" if n == 112 else "rows")
     assert largest_intermediate(program.jaxpr) <= budget // 2
+
+
+def test_features_beyond_the_budget_are_refused():
+    """640 scans of ViT-B/8 hold 1.4 GiB per stage; nothing is allocated here to say so."""
+    features = np.broadcast_to(np.float32(0), (3, 640, 784, 768))
+    settings = config.override(config.released(), f"run.memory_budget={1 << 30}")
+    with pytest.raises(InputError, match=r"640 scans take 1\.4 GiB, more than 1\.0 GiB"):
+        pipeline.score(Features(features, None), None, settings, grid_hw=(28, 28), map_hw=(224, 224))
