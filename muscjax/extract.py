@@ -21,6 +21,7 @@ from muscjax.types import Array, Cloud, PointGroups
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 CLOUD_BATCH = 4
+SAMPLE_BUCKET = 8  # the smallest padded number of samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,3 +194,10 @@ def batches_by_size(clouds: Sequence[Cloud], batch: int) -> list[list[int]]:
     for i, cloud in enumerate(clouds):
         shapes.setdefault(tuple(leaf.shape for leaf in jax.tree.leaves(cloud)), []).append(i)
     return [ids[k : k + batch] for ids in shapes.values() for k in range(0, len(ids), batch)]
+
+
+def pad_samples(array: Any, size: int) -> Any:
+    """Zeros (False) up to ``size`` samples along the first axis."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])

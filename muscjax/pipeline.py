@@ -1,6 +1,7 @@
 """The composition: scans to features, features to patch scores, patch scores to maps and scan scores.
 
-All batching lives here. The stages come in as functions, so a variant of the method replaces one argument.
+All batching lives here, in ``extract`` and in ``detection``. The stages come in as functions, so a variant of
+the method replaces one argument.
 Sizes are padded to buckets (``geometry.bucket_size``) for samples and for points alike, so that runs over
 sets of similar size share their compiled programs.
 """
@@ -19,22 +20,20 @@ from jax import lax
 
 from muscjax import cae, geometry, ipg, maps, rscon, scoring, snamd
 from muscjax.config import Config, released
+from muscjax.detection import finish
 from muscjax.errors import InputError
 from muscjax.extract import (
-    CLOUD_BATCH,
+    SAMPLE_BUCKET,
     Progress,
-    batches_by_size,
     extract_images,
     extract_points,
     grid_of,
+    pad_samples,
     silent,
-    stack,
 )
 from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
 
-_TILE_BYTES_CPU = scoring.TILE_BYTES
 _AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
-_SAMPLE_BUCKET = 8
 
 
 class Extracted(NamedTuple):
@@ -129,7 +128,7 @@ def score(
     if (features.points is None) != (groups is None):
         raise InputError("score: point features and their groups go together")
     average = average or _AVERAGES[config.scoring.average]
-    size = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
+    size = geometry.bucket_size(n, minimum=SAMPLE_BUCKET)
     budget = config.run.memory_budget
     held = 4 * size * sum(int(np.prod(x.shape[2:])) for x in given)
     if held > budget:
@@ -142,18 +141,21 @@ def score(
             size,
             tuple(x.shape[2] for x in given),
             memory_budget=budget,
-            tile_bytes=_TILE_BYTES_CPU if jax.default_backend() == "cpu" else budget // 16,
+            tile_bytes=scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16,
         )
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None
     padded_groups = None
     if groups is not None:  # the members, by far the largest field, are not read here: they stay on the host
         small = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
-        padded_groups = jax.tree.map(lambda leaf: _pad(np.asarray(leaf), size), small)
+        padded_groups = jax.tree.map(lambda leaf: pad_samples(np.asarray(leaf), size), small)
     totals: list[Any] = [None, None]
     for stage in range(stages):
         found = score_stage(
-            *(None if x is None else _pad(x[min(stage, len(x) - 1)], size) for x in features_of(features)),
+            *(
+                None if x is None else pad_samples(x[min(stage, len(x) - 1)], size)
+                for x in features_of(features)
+            ),
             padded_groups,
             jnp.asarray(n, jnp.int32),
             plan=plan,
@@ -185,13 +187,6 @@ def features_of(features: Features) -> tuple[Any, Any]:
     return features.image, features.points
 
 
-def _pad(array: Any, size: int) -> Any:
-    """Zeros (False) up to ``size`` samples along the first axis."""
-    if len(array) == size:
-        return array
-    return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
-
-
 def subset_ids(n: int, parts: int, seed: int) -> list[np.ndarray]:
     """A random division of ``n`` samples into balanced parts of at least two, each part ascending.
 
@@ -218,105 +213,6 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
         scored.append(score(chosen, of_part, config, **keywords))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw", "interpolate", "blur"))
-def _map_batch(
-    image: Array | None,
-    points: Array | None,
-    clouds: Cloud | None,
-    groups: PointGroups | None,
-    *,
-    config: Any,
-    grid_hw: tuple[int, int] | None,
-    map_hw: tuple[int, int],
-    interpolate: Callable,
-    blur: Callable,
-) -> Array:
-    def one(sample) -> Array:
-        image_scores, point_scores, cloud, group = sample
-        total = jnp.zeros(map_hw, jnp.float32)
-        if image_scores is not None:
-            assert grid_hw is not None
-            total += maps.upsample_grid(image_scores.reshape(grid_hw), map_hw)
-        if point_scores is not None:
-            values = interpolate(
-                point_scores,
-                group.centers,
-                group.valid,
-                cloud.points,
-                cloud.valid,
-                neighbours=config.neighbours,
-            )
-            spread = maps.scatter_to_grid(values, cloud.pixel, cloud.valid, map_hw)
-            total += blur(spread, form=config.blur)
-        return total
-
-    return lax.map(one, (image, points, clouds, groups))
-
-
-def finish(
-    patch_scores: PatchScores,
-    clouds: Sequence[Cloud] | None,
-    groups: PointGroups | None,
-    config: Config,
-    *,
-    grid_hw: tuple[int, int] | None,
-    map_hw: tuple[int, int],
-    rescore: Callable = rscon.rescore,
-    interpolate: Callable = maps.interpolate_points,
-    blur: Callable = maps.blur,
-    progress: Progress = silent,
-) -> Detection:
-    """Anomaly maps at working size, their maxima, and the scan scores after re-scoring.
-
-    Args:
-        patch_scores: from ``score``.
-        clouds, groups: of the N samples, with point scores.
-        rescore, interpolate, blur: the stages that ``rscon.rescore``, ``maps.interpolate_points`` and
-            ``maps.blur`` are. ``rescore`` is given a bucket of rows, of which ``valid`` are scans.
-    """
-    n = len(patch_scores.salient)
-    with_points = patch_scores.points is not None
-    assert not with_points or clouds is not None
-    batches = (
-        batches_by_size(clouds, CLOUD_BATCH)
-        if with_points and clouds is not None
-        else [list(range(k, min(k + 8, n))) for k in range(0, n, 8)]
-    )
-    size = CLOUD_BATCH if with_points else 8
-    image, points = (None if x is None else np.asarray(x) for x in (patch_scores.image, patch_scores.points))
-    out = np.empty((n, *map_hw), np.float32)
-    done = 0
-    for ids in batches:
-        padded = np.asarray(ids + ids[-1:] * (size - len(ids)))
-        made = _map_batch(
-            None if image is None else image[padded],
-            None if points is None else points[padded],
-            stack([clouds[i] for i in padded]) if with_points and clouds is not None else None,
-            jax.tree.map(lambda leaf, p=padded: leaf[p], groups) if with_points else None,
-            config=config.maps,
-            grid_hw=grid_hw,
-            map_hw=map_hw,
-            interpolate=interpolate,
-            blur=blur,
-        )
-        out[ids] = np.asarray(made)[: len(ids)]
-        done += len(ids)
-        progress("maps", done, n)
-    highest = jnp.asarray(out.reshape(n, -1).max(axis=1))
-    pred = highest
-    if config.rscon.enabled:
-        pad = geometry.bucket_size(n, minimum=_SAMPLE_BUCKET)
-        pred = rescore(
-            _pad(np.asarray(highest), pad),
-            _pad(np.asarray(patch_scores.salient), pad),
-            windows=config.rscon.windows,
-            normalise=config.rscon.normalise,
-            form=config.rscon.form,
-            valid=np.arange(pad) < n,
-        )[:n]
-    return Detection(jnp.asarray(out), pred, highest, patch_scores)
 
 
 def detect(

@@ -26,7 +26,8 @@ CORE = {
     "rscon": set(),
     "maps": {"geometry"},
     "extract": {"ipg", "snamd"},
-    "pipeline": {"cae", "extract", "geometry", "ipg", "maps", "rscon", "scoring", "snamd"},
+    "detection": {"extract", "geometry", "maps", "rscon"},
+    "pipeline": {"cae", "detection", "extract", "geometry", "ipg", "maps", "rscon", "scoring", "snamd"},
 }
 EVERYBODYS = {"types", "config", "errors"}
 

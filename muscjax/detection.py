@@ -1,0 +1,117 @@
+"""From patch scores to maps and scan scores: the last stages, batched over the samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from muscjax import maps, rscon
+from muscjax.config import Config
+from muscjax.extract import CLOUD_BATCH, SAMPLE_BUCKET, Progress, batches_by_size, pad_samples, silent, stack
+from muscjax.geometry import bucket_size
+from muscjax.types import Array, Cloud, Detection, PatchScores, PointGroups
+
+
+@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw", "interpolate", "blur"))
+def _map_batch(
+    image: Array | None,
+    points: Array | None,
+    clouds: Cloud | None,
+    groups: PointGroups | None,
+    *,
+    config: Any,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    interpolate: Callable,
+    blur: Callable,
+) -> Array:
+    def one(sample) -> Array:
+        image_scores, point_scores, cloud, group = sample
+        total = jnp.zeros(map_hw, jnp.float32)
+        if image_scores is not None:
+            assert grid_hw is not None
+            total += maps.upsample_grid(image_scores.reshape(grid_hw), map_hw)
+        if point_scores is not None:
+            values = interpolate(
+                point_scores,
+                group.centers,
+                group.valid,
+                cloud.points,
+                cloud.valid,
+                neighbours=config.neighbours,
+            )
+            spread = maps.scatter_to_grid(values, cloud.pixel, cloud.valid, map_hw)
+            total += blur(spread, form=config.blur)
+        return total
+
+    return lax.map(one, (image, points, clouds, groups))
+
+
+def finish(
+    patch_scores: PatchScores,
+    clouds: Sequence[Cloud] | None,
+    groups: PointGroups | None,
+    config: Config,
+    *,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    rescore: Callable = rscon.rescore,
+    interpolate: Callable = maps.interpolate_points,
+    blur: Callable = maps.blur,
+    progress: Progress = silent,
+) -> Detection:
+    """Anomaly maps at working size, their maxima, and the scan scores after re-scoring.
+
+    Args:
+        patch_scores: from ``score``.
+        clouds, groups: of the N samples, with point scores.
+        rescore, interpolate, blur: the stages that ``rscon.rescore``, ``maps.interpolate_points`` and
+            ``maps.blur`` are. ``rescore`` is given a bucket of rows, of which ``valid`` are scans.
+    """
+    n = len(patch_scores.salient)
+    with_points = patch_scores.points is not None
+    assert not with_points or clouds is not None
+    batches = (
+        batches_by_size(clouds, CLOUD_BATCH)
+        if with_points and clouds is not None
+        else [list(range(k, min(k + 8, n))) for k in range(0, n, 8)]
+    )
+    size = CLOUD_BATCH if with_points else 8
+    image, points = (None if x is None else np.asarray(x) for x in (patch_scores.image, patch_scores.points))
+    out = np.empty((n, *map_hw), np.float32)
+    done = 0
+    for ids in batches:
+        padded = np.asarray(ids + ids[-1:] * (size - len(ids)))
+        made = _map_batch(
+            None if image is None else image[padded],
+            None if points is None else points[padded],
+            stack([clouds[i] for i in padded]) if with_points and clouds is not None else None,
+            jax.tree.map(lambda leaf, p=padded: leaf[p], groups) if with_points else None,
+            config=config.maps,
+            grid_hw=grid_hw,
+            map_hw=map_hw,
+            interpolate=interpolate,
+            blur=blur,
+        )
+        out[ids] = np.asarray(made)[: len(ids)]
+        done += len(ids)
+        progress("maps", done, n)
+    highest = jnp.asarray(out.reshape(n, -1).max(axis=1))
+    pred = highest
+    if config.rscon.enabled:
+        pad = bucket_size(n, minimum=SAMPLE_BUCKET)
+        pred = rescore(
+            pad_samples(np.asarray(highest), pad),
+            pad_samples(np.asarray(patch_scores.salient), pad),
+            windows=config.rscon.windows,
+            normalise=config.rscon.normalise,
+            form=config.rscon.form,
+            valid=np.arange(pad) < n,
+        )[:n]
+    return Detection(jnp.asarray(out), pred, highest, patch_scores)
