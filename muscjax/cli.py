@@ -128,7 +128,7 @@ def demo(
     part: Annotated[str, typer.Option(help="housing, knob, cap, biscuit, rope or gear.")] = "cap",
     scans: Annotated[int, typer.Option(help="Scans of the line.")] = 48,
     defective: Annotated[float, typer.Option(help="Share of them with a defect.")] = 0.375,
-    seed: Annotated[int, typer.Option(help="Another seed, another line.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, another line.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bars.")] = False,
 ) -> None:
     """Render a synthetic product line, find its defects by image, by points and by both, write a report."""
