@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from muscjax.config import Config
 from muscjax.extract import CLOUD_BATCH, SAMPLE_BUCKET, Progress, batches_by_size, pad_samples, silent, stack
 from muscjax.geometry import bucket_size
 from muscjax.types import Array, Cloud, Detection, PatchScores, PointGroups
+
+_IMAGE_BATCH = 8
 
 
 @functools.partial(jax.jit, static_argnames=("config", "grid_hw", "map_hw", "interpolate", "blur"))
@@ -77,12 +80,14 @@ def finish(
     n = len(patch_scores.salient)
     with_points = patch_scores.points is not None
     assert not with_points or clouds is not None
-    batches = (
-        batches_by_size(clouds, CLOUD_BATCH)
-        if with_points and clouds is not None
-        else [list(range(k, min(k + 8, n))) for k in range(0, n, 8)]
-    )
-    size = CLOUD_BATCH if with_points else 8
+    if with_points and clouds is not None and groups is not None:
+        # Neither the members of the groups nor the sensor's own points are read here: they stay on the host.
+        groups = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
+        clouds = [dataclasses.replace(cloud, surface=None) for cloud in clouds]
+        size, batches = CLOUD_BATCH, batches_by_size(clouds, CLOUD_BATCH)
+    else:
+        size = _IMAGE_BATCH
+        batches = [list(range(k, min(k + size, n))) for k in range(0, n, size)]
     image, points = (None if x is None else np.asarray(x) for x in (patch_scores.image, patch_scores.points))
     out = np.empty((n, *map_hw), np.float32)
     done = 0
@@ -102,16 +107,17 @@ def finish(
         out[ids] = np.asarray(made)[: len(ids)]
         done += len(ids)
         progress("maps", done, n)
-    highest = jnp.asarray(out.reshape(n, -1).max(axis=1))
+    highest = out.reshape(n, -1).max(axis=1)
     pred = highest
     if config.rscon.enabled:
         pad = bucket_size(n, minimum=SAMPLE_BUCKET)
-        pred = rescore(
-            pad_samples(np.asarray(highest), pad),
+        rescored = rescore(
+            pad_samples(highest, pad),
             pad_samples(np.asarray(patch_scores.salient), pad),
             windows=config.rscon.windows,
             normalise=config.rscon.normalise,
             form=config.rscon.form,
             valid=np.arange(pad) < n,
-        )[:n]
-    return Detection(jnp.asarray(out), pred, highest, patch_scores)
+        )
+        pred = np.asarray(rescored)[:n]  # on the host: a slice on the device would compile for every n
+    return Detection(jnp.asarray(out), jnp.asarray(pred), jnp.asarray(highest), patch_scores)

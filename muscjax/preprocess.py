@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from muscjax.files import cache_root
+
 BORDER = 10 / 400  # width of the border that is taken for ground, as a share of the shorter side
 
 
@@ -287,11 +289,6 @@ def pad_to_square(hw: tuple[int, int], *, multiple: int = 100) -> tuple[int, int
     side = -(-max(hw) // multiple) * multiple
     top, left = (side - height) // 2, (side - width) // 2
     return (top, side - height - top, left, side - width - left)
-
-
-def cache_root() -> Path:
-    """``$MUSCJAX_CACHE``, or ``~/.cache/muscjax``; it need not exist."""
-    return Path(os.environ.get("MUSCJAX_CACHE") or Path.home() / ".cache" / "muscjax")
 
 
 def cached_foreground(

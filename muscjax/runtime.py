@@ -14,7 +14,7 @@ def prepare() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
-    from muscjax.preprocess import cache_root
+    from muscjax.files import cache_root
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))

@@ -20,6 +20,7 @@ from typing import Any
 
 from muscjax.backbones.params import replacing, sha256
 from muscjax.errors import InputError
+from muscjax.files import cache_root
 
 _TIMEOUT = 20  # seconds without an answer
 _CHUNK = 1 << 20
@@ -54,14 +55,9 @@ def hub() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def cache_dir() -> Path:
-    stated = os.environ.get("MUSCJAX_CACHE")
-    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "muscjax"
-
-
 def download_path(name: str, source: Source) -> Path:
     """Where the published file of a backbone lies, or where a person may put it."""
-    return cache_dir() / "downloads" / f"{name}{source.suffix}"
+    return cache_root() / "downloads" / f"{name}{source.suffix}"
 
 
 def fetch(name: str, source: Source, *, alternative: str, progress: bool = True) -> Path:
@@ -126,7 +122,7 @@ def record(key: str, value: str) -> None:
 
 
 def _ledger_path() -> Path:
-    return cache_dir() / "hashes.json"
+    return cache_root() / "hashes.json"
 
 
 def _ledger() -> dict[str, str]:

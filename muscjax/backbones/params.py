@@ -25,6 +25,7 @@ import numpy as np
 
 from muscjax.backbones import point_mae, vit
 from muscjax.errors import InputError
+from muscjax.files import umask
 
 FORMAT = "muscjax-1"
 Kind = Literal["image", "points"]
@@ -158,7 +159,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         try:
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, 0o666 & ~umask())
             os.replace(temporary, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
@@ -170,12 +171,6 @@ def sha256(path: Path) -> str:
     """Hash of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

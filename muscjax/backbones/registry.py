@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from muscjax.backbones import WEIGHT_FREE, params, point_mae, vit
-from muscjax.backbones.fetch import Source, cache_dir, download_path, fetch, record, recorded, verify
+from muscjax.backbones.fetch import Source, download_path, fetch, record, recorded, verify
 from muscjax.backbones.layers import HIGHEST, Implementation
 from muscjax.backbones.network import ImageBackbone, PointBackbone, image_backbone, point_backbone
 from muscjax.errors import InputError
+from muscjax.files import cache_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +267,7 @@ def find(name: str) -> Entry | None:
 
 def converted_path(name: str) -> Path:
     """Where the converted parameters of a named backbone are cached."""
-    return cache_dir() / "backbones" / f"{name}.safetensors"
+    return cache_root() / "backbones" / f"{name}.safetensors"
 
 
 def ensure(entry: Entry, *, progress: bool = True) -> Path:

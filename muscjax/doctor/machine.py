@@ -37,7 +37,7 @@ class Machine:
 
 def examine_machine() -> Machine:
     """Look at this machine. Optional packages are looked for, never imported."""
-    from muscjax.preprocess import cache_root
+    from muscjax.files import cache_root
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
     device, device_memory, cached, trouble = None, None, (), ""

@@ -14,6 +14,7 @@ import numpy as np
 from muscjax.datasets.synthetic.defects import DEFECTS
 from muscjax.datasets.synthetic.scan import SIZES, Rendered, check_count, check_part, render
 from muscjax.errors import InputError
+from muscjax.files import umask
 
 MARKER = "synthetic.json"  # beside test/; says what the folder holds and that it may be written again
 
@@ -79,7 +80,7 @@ def write_line(
     out.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=out))
     try:
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~umask())
         numbers: dict[str, int] = {}
         for defect, scan_seed in schedule(line):
             folder = defect or "good"
@@ -100,13 +101,6 @@ def write_line(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def _umask() -> int:
-    """The process's file mode mask; temporary folders are made without regard to it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _check_target(out: Path, target: Path) -> None:
