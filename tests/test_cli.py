@@ -316,7 +316,7 @@ def test_module_entry_point_in_a_process_of_its_own(tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(cli.__file__).parents[1],
+        cwd=Path(cli.__file__).parents[2],
         check=False,
     )
     assert done.returncode == 2
