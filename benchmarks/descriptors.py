@@ -319,7 +319,7 @@ def candidate(
     for k in range(1, 7):
         jax.block_until_ready(one(images[k : k + 1]))
     seconds = (time.perf_counter() - begun) / 6
-    found = extract.extract_images(jnp.asarray(images), backbone, config)
+    found, _ = extract.extract_images(jnp.asarray(images), backbone, config)
     keywords: dict[str, Any] = {
         "grid_hw": extract.grid_of(shape[2], images.shape[1:3]),
         "map_hw": (config.input.map_size,) * 2,
@@ -374,7 +374,8 @@ def main() -> None:
             add(name, candidate(extract.Bound(texture.describe, own), material, config))
     if options.both and material.clouds:
         fpfh = extract.Bound(descriptors.fpfh, config.fpfh)
-        points = extract.extract_points(material.clouds, fpfh, config)
+        found, _, groups = extract.extract_points(material.clouds, fpfh, config)
+        points = (found, groups)
         shape: dict[str, Any] = {"grid_hw": None, "map_hw": (config.input.map_size,) * 2}
         scored = pipeline.score(Features(None, points[0]), points[1], config, **shape)
         alone = pipeline.finish(scored, material.clouds, points[1], config, **shape)

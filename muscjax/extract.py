@@ -52,12 +52,14 @@ def _traceable(backbone: Any) -> Any:
     return jax.tree_util.Partial(backbone)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "pool"))
-def _image_batch(backbone: Any, images: Array, *, config: Any, pool: Callable) -> Array:
+@functools.partial(jax.jit, static_argnames=("config", "grid_hw", "pool"))
+def _image_batch(
+    backbone: Any, images: Array, *, config: Any, grid_hw: tuple[int, int] | None, pool: Callable
+) -> Array:
     tokens = backbone(images)  # (S, B, M, C)
     batch, m, c = tokens.shape[1:]
-    h, w = grid_of(m, (images.shape[1], images.shape[2]))
-    pooled = lax.map(lambda grid: pool(grid, config), tokens.reshape(-1, h, w, c))
+    grid_hw = grid_hw or grid_of(m, (images.shape[1], images.shape[2]))
+    pooled = lax.map(lambda grid: pool(grid, config), tokens.reshape(-1, *grid_hw, c))
     pooled = pooled.reshape(-1, batch, *pooled.shape[1:])
     return jnp.moveaxis(pooled, 2, 1).reshape(-1, batch, m, c)  # levels of a stage become stages
 
@@ -68,10 +70,10 @@ def _cloud_batch(backbone: Any, clouds: Cloud, *, config: Any, group: Callable, 
         groups = group(cloud, config[0])
         tokens = backbone(cloud, groups)  # (S, G, C)
         pooled = [pool(stage, groups, config[1], curvature_threshold=config[2]) for stage in tokens]
-        return jnp.concatenate(pooled), groups
+        return jnp.stack(pooled), groups  # (S, levels, G, C)
 
     features, groups = lax.map(one, clouds)
-    return jnp.moveaxis(features, 0, 1), groups
+    return features, groups
 
 
 def grid_of(m: int, image_hw: tuple[int, int]) -> tuple[int, int]:
@@ -93,24 +95,28 @@ def extract_images(
     backbone: Callable[[Array], Array],
     config: Config,
     *,
+    grid_hw: tuple[int, int] | None = None,
     pool: Callable = snamd.pool_grid,
     progress: Progress = silent,
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     """Pooled image features of all samples.
 
     Args:
         images: (N, H, W, 3) uint8 or float32 in [0, 1]; or anything with a length whose slices are such
             arrays, read one batch at a time.
         backbone: (B, H, W, 3) -> (S, B, M, C); a function, or a pytree that is callable.
+        grid_hw: the grid of the M patches; None: ``grid_of`` the image's shape.
         pool: the stage that ``snamd.pool_grid`` is.
 
     Returns:
-        (S, N, M, C) float32 on the host; every level of a stage is a stage of its own.
+        (S, N, M, C) float32 on the host, and the levels per stage: every level is a stage of its own.
     """
     backbone, total = _traceable(backbone), len(images)
     first = np.asarray(images[0:1])
-    run = functools.partial(_image_batch, backbone, config=config.snamd, pool=pool)
-    shape = jax.eval_shape(run, jax.ShapeDtypeStruct((1, *first.shape[1:]), first.dtype)).shape
+    run = functools.partial(_image_batch, backbone, config=config.snamd, grid_hw=grid_hw, pool=pool)
+    one = jax.ShapeDtypeStruct((1, *first.shape[1:]), first.dtype)
+    shape = jax.eval_shape(run, one).shape
+    levels = shape[0] // jax.eval_shape(backbone, one).shape[0]
     # A transformer block holds about four token-sized activations and the attention matrix; sixteen times
     # the tapped output bounds it from above for the networks of the paper.
     batch = int(np.clip(config.run.memory_budget // (64 * int(np.prod(shape))), 1, min(8, total)))
@@ -127,7 +133,7 @@ def extract_images(
     assert pending is not None
     _store(out, *pending)
     progress("image features", total, total)
-    return out
+    return out, levels
 
 
 def _store(out: np.ndarray, start: int, result: Array) -> None:
@@ -151,7 +157,7 @@ def extract_points(
     group: Callable = ipg.group,
     pool: Callable = snamd.pool_groups,
     progress: Progress = silent,
-) -> tuple[np.ndarray, PointGroups]:
+) -> tuple[np.ndarray, int, PointGroups]:
     """Groups and pooled point features of all samples.
 
     Args:
@@ -160,17 +166,19 @@ def extract_points(
         group, pool: the stages that ``ipg.group`` and ``snamd.pool_groups`` are.
 
     Returns:
-        (S, N, G, C) float32 on the host, and the groups with a leading axis N.
+        (S, N, G, C) float32 on the host, the levels per stage, and the groups with a leading axis N.
     """
     backbone, total = _traceable(backbone), len(clouds)
     settings = (config.ipg, config.snamd, config.ipg.curvature_threshold)
     run = functools.partial(_cloud_batch, backbone, config=settings, group=group, pool=pool)
     features: np.ndarray | None = None
     groups: list[Any] = [None] * total
-    done = 0
+    done, levels = 0, 1
     for ids in batches_by_size(clouds, CLOUD_BATCH):
         padded = ids + ids[-1:] * (CLOUD_BATCH - len(ids))
         found, found_groups = jax.device_get(run(stack([clouds[i] for i in padded])))
+        levels = found.shape[2]
+        found = np.moveaxis(found.reshape(CLOUD_BATCH, -1, *found.shape[3:]), 0, 1)
         if features is None:
             features = np.empty((found.shape[0], total, *found.shape[2:]), np.float32)
         features[:, ids] = found[:, : len(ids)]
@@ -180,7 +188,7 @@ def extract_points(
         done += len(ids)
         progress("point features", done, total)
     assert features is not None
-    return features, stack(groups)
+    return features, levels, stack(groups)
 
 
 def stack(items: Sequence[Any]) -> Any:

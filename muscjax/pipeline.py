@@ -37,10 +37,13 @@ _AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average
 
 
 class Extracted(NamedTuple):
-    """Features of all samples and the groups that the point features belong to (leaves on the host)."""
+    """What is known of each sample alone: features (leaves on the host), clouds with their groups, grids."""
 
     features: Features
+    clouds: Sequence[Cloud] | None
     groups: PointGroups | None
+    grid_hw: tuple[int, int] | None  # of the image patches
+    map_hw: tuple[int, int]  # the working size that the groups' pixels count in
 
 
 @functools.partial(
@@ -174,12 +177,22 @@ def score(
                 totals[side] = part if totals[side] is None else totals[side] + part
         progress(f"{plan.kind} scoring", stage + 1, stages)
     salient = [
-        np.asarray(x[max(len(x) - 2, 0)])[np.arange(n), np.argmax(total, axis=1)]
-        for x, total in zip(features_of(features), totals, strict=True)
+        _salient(x, levels, total)
+        for x, levels, total in zip(features_of(features), features.levels, totals, strict=True)
         if x is not None
     ]
     image, points = (None if total is None else jnp.asarray(total) for total in totals)
     return PatchScores(image, points, jnp.asarray(np.concatenate(salient, axis=1)))
+
+
+def _salient(features: Any, levels: int, scores: np.ndarray) -> np.ndarray:
+    """(N, C) of the second-last tapped block at each sample's highest patch; the mean of its levels."""
+    start = max(len(features) - 2 * levels, 0)
+    chosen = [
+        np.asarray(x)[np.arange(len(scores)), np.argmax(scores, axis=1)]
+        for x in features[start : start + levels]
+    ]
+    return chosen[0] if levels == 1 else np.mean(chosen, axis=0)
 
 
 def features_of(features: Features) -> tuple[Any, Any]:
@@ -201,7 +214,8 @@ def subset_ids(n: int, parts: int, seed: int) -> list[np.ndarray]:
 
 def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> PatchScores:
     """``score`` within each of ``config.run.subsets`` random parts; the parts' scores are pooled."""
-    features, groups = extracted
+    features, groups = extracted.features, extracted.groups
+    keywords |= {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
     n = next(x for x in features_of(features) if x is not None).shape[1]
     if config.run.subsets == 1:
         return score(features, groups, config, **keywords)
@@ -209,10 +223,43 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
     order = np.argsort(np.concatenate(parts))
     scored = []
     for ids in parts:
-        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)))
+        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)), features.levels)
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
         scored.append(score(chosen, of_part, config, **keywords))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)
+
+
+def extract(
+    images: Any | None = None,
+    clouds: Sequence[Cloud] | Any | None = None,
+    *,
+    image_backbone: Callable[[Array], Array] | None = None,
+    point_backbone: Callable[[Cloud, PointGroups], Array] | None = None,
+    config: Config | None = None,
+    group: Callable = ipg.group,
+    pool_grid: Callable = snamd.pool_grid,
+    pool_groups: Callable = snamd.pool_groups,
+    progress: Progress = silent,
+) -> Extracted:
+    """The first half of ``detect``: everything that is done to each sample alone. Arguments as there."""
+    config = released() if config is None else config
+    _check(images, clouds, image_backbone, point_backbone)
+    map_hw = _map_size(images, clouds, config)
+    if clouds is not None and not isinstance(clouds[0], Cloud):
+        clouds = [geometry.cloud_from_xyz(np.asarray(xyz)) for xyz in clouds]
+    image = points = groups = grid_hw = None
+    image_levels = point_levels = 1
+    if images is not None and image_backbone is not None:
+        image, image_levels = extract_images(
+            images, image_backbone, config, pool=pool_grid, progress=progress
+        )
+        grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
+    if clouds is not None and point_backbone is not None:
+        points, point_levels, groups = extract_points(
+            clouds, point_backbone, config, group=group, pool=pool_groups, progress=progress
+        )
+    features = Features(image, points, (image_levels, point_levels))
+    return Extracted(features, clouds, groups, grid_hw, map_hw)
 
 
 def detect(
@@ -251,22 +298,21 @@ def detect(
             backbone, features that are not finite, or pixels outside the map.
     """
     config = released() if config is None else config
-    _check(images, clouds, image_backbone, point_backbone)
-    map_hw = _map_size(images, clouds, config)
-    if clouds is not None and not isinstance(clouds[0], Cloud):
-        clouds = [geometry.cloud_from_xyz(np.asarray(xyz)) for xyz in clouds]
-    image = points = groups = grid_hw = None
-    if images is not None and image_backbone is not None:
-        image = extract_images(images, image_backbone, config, pool=pool_grid, progress=progress)
-        grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
-    if clouds is not None and point_backbone is not None:
-        stages: dict[str, Any] = {"group": group, "pool": pool_groups}
-        points, groups = extract_points(clouds, point_backbone, config, **stages, progress=progress)
-    shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw, "progress": progress}
-    extracted = Extracted(Features(image, points), groups)
-    scored = score_subsets(extracted, config, fuse=fuse, average=average, **shape)
-    chosen = {"rescore": rescore, "interpolate": interpolate, "blur": blur}
-    return finish(scored, clouds, groups, config, **chosen, **shape)
+    extracted = extract(
+        images,
+        clouds,
+        image_backbone=image_backbone,
+        point_backbone=point_backbone,
+        config=config,
+        group=group,
+        pool_grid=pool_grid,
+        pool_groups=pool_groups,
+        progress=progress,
+    )
+    scored = score_subsets(extracted, config, fuse=fuse, average=average, progress=progress)
+    chosen: dict[str, Any] = {"rescore": rescore, "interpolate": interpolate, "blur": blur}
+    shape = {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
+    return finish(scored, extracted.clouds, extracted.groups, config, **chosen, **shape, progress=progress)
 
 
 def _check(images: Any, clouds: Any, image_backbone: Any, point_backbone: Any) -> None:

@@ -20,7 +20,7 @@ Array = jax.Array
 
 @dataclass_transform(frozen_default=True)
 def _pytree(cls):
-    """A frozen dataclass that JAX traverses; every field is a leaf or ``None``."""
+    """A frozen dataclass that JAX traverses; a field is a leaf, ``None``, or said to be static."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     return jax.tree_util.register_dataclass(cls)
 
@@ -64,6 +64,8 @@ class Features:
 
     image: Array | np.ndarray | None  # (S, N, M, C) float32
     points: Array | np.ndarray | None  # (S or 1, N, G, C) float32; one stage is used for every image stage
+    # (image, points): S counts so many entries in a row for each tapped block, one per degree in LNAMD
+    levels: tuple[int, int] = dataclasses.field(default=(1, 1), metadata={"static": True})
 
 
 @_pytree

@@ -108,8 +108,8 @@ def both_features(shape, seed, preset):
     """Ours and the reference's: image features, point features, and the groups of both."""
     images, xyz = scans(shape, seed)
     clouds = [geometry.cloud_from_xyz(scan) for scan in xyz]
-    image = extract.extract_images(images, image_backbone(shape), settings_of(preset))
-    points, groups = extract.extract_points(clouds, point_backbone, settings_of(preset))
+    image, _ = extract.extract_images(images, image_backbone(shape), settings_of(preset))
+    points, _, groups = extract.extract_points(clouds, point_backbone, settings_of(preset))
     sides = [reference.grouped(scan, preset, **SIZES) for scan in xyz]
     tokens = image_tokens(shape, images.astype(np.float64))
     exact_image = reference.image_features(tokens, preset, shape.grid_hw)

@@ -65,8 +65,10 @@ def recorded(golden, tmp_path_factory):
     images = np.moveaxis(arrays["images"], 1, -1)
     raw = np.moveaxis(arrays["xyz_raw"], 1, -1)
     clouds = [geometry.cloud_from_xyz(xyz) for xyz in raw]
-    image = extract.extract_images(images, golden_vit(golden("vit_dino"), folder), settings)
-    points, groups = extract.extract_points(clouds, golden_point_mae(golden("point_mae"), folder), settings)
+    image, _ = extract.extract_images(images, golden_vit(golden("vit_dino"), folder), settings)
+    points, _, groups = extract.extract_points(
+        clouds, golden_point_mae(golden("point_mae"), folder), settings
+    )
     shape = {"grid_hw": (14, 14), "map_hw": (112, 112)}
     per_stage = [
         pipeline.score(Features(image[s : s + 1], points[s : s + 1]), groups, settings, **shape)

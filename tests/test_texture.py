@@ -135,7 +135,7 @@ def test_the_gain_scales_and_the_pooled_features_know_it_only_through_snamd():
     np.testing.assert_allclose(described(images, louder), 50 * described(images), rtol=2e-6, atol=0)
     plain = configs.override(configs.released(), "snamd.image=false")
     one, other = (
-        extract.extract_images(images, functools.partial(texture.describe, config=c), plain)
+        extract.extract_images(images, functools.partial(texture.describe, config=c), plain)[0]
         for c in (SMALL, louder)
     )
     np.testing.assert_allclose(one, other, atol=1e-6)

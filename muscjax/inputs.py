@@ -1,0 +1,160 @@
+"""From a request to what the pipeline takes: data sets, backbones, and scans at working size.
+
+``run``, ``explain`` and ``ablate`` all begin here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from muscjax import datasets
+from muscjax.backbones import WEIGHT_FREE
+from muscjax.config import DEFAULT_IMAGE_SIZE, Config
+from muscjax.console import Observer
+from muscjax.datasets import Dataset, Kind, Prepared
+from muscjax.errors import InputError
+from muscjax.requests import Request
+from muscjax.types import Cloud
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a request comes to: its data sets, what is used of each, and the backbones, loaded once."""
+
+    datasets: tuple[Dataset, ...]
+    kinds: tuple[Kind, ...]
+    image_backbone: Callable | None  # None where no data set's images are used
+    point_backbone: Callable | None
+    config: Config  # with the image size that the backbone settled on
+
+    def backbones(self, kind: Kind) -> dict[str, Callable | None]:
+        """Those that a data set of that kind is given, as ``pipeline.extract`` names them."""
+        return {
+            "image_backbone": None if kind == "points" else self.image_backbone,
+            "point_backbone": None if kind == "image" else self.point_backbone,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """One category, ready for the pipeline."""
+
+    dataset: Dataset
+    kind: Kind
+    config: Config  # with the map size of this category
+    prepared: tuple[Prepared, ...]  # without images
+    images: Sequence[np.ndarray] | np.ndarray | None  # (N, s, s, 3) uint8, or a lazy sequence of such rows
+    clouds: list[Cloud] | None
+
+
+def plan(request: Request, config: Config) -> Plan:
+    """Open the data sets and load the backbones.
+
+    Raises:
+        InputError: anything the user has to change.
+    """
+    found = datasets.open_dataset(
+        request.path,
+        layout=request.layout,
+        category=request.category,
+        split=request.split,
+        modality=request.modality,
+    )
+    kinds = tuple(_kind(dataset, request) for dataset in found)
+    image_backbone = point_backbone = None
+    if any(kind != "points" for kind in kinds):
+        image_backbone = load_image_backbone(request.image_backbone, config)
+    if any(kind != "image" for kind in kinds):
+        point_backbone = load_point_backbone(request.point_backbone, config)
+    return Plan(tuple(found), kinds, image_backbone, point_backbone, _sized(config, image_backbone))
+
+
+def _kind(dataset: Dataset, request: Request) -> Kind:
+    """What a run of this data set uses; InputError where what was asked for is not there."""
+    images, points = dataset.has_images, dataset.has_points
+    asked = request.modality
+    if asked == "auto":
+        if not images and not points:
+            raise InputError(f"{dataset.root}: found neither images nor XYZ maps for every scan")
+        return "both" if images and points else "points" if points else "image"
+    for name, present in (("image", images), ("points", points)):
+        if asked in (name, "both") and not present:
+            raise InputError(f"{dataset.root}: --modality {asked}, but not every scan has {name} data")
+    return asked
+
+
+def load_image_backbone(name: str, config: Config) -> Callable:
+    """The texture descriptor, or the image network of that name or file at the configured size."""
+    if name == WEIGHT_FREE["image"]:
+        from muscjax.backbones import texture
+        from muscjax.extract import Bound
+
+        return Bound(texture.describe, config.texture)
+    from muscjax.backbones import registry
+
+    return registry.load_image_backbone(name, image_size=config.input.image_size)
+
+
+def load_point_backbone(name: str, config: Config) -> Callable:
+    """FPFH, or the Point-MAE encoder of that name or file."""
+    if name == WEIGHT_FREE["points"]:
+        from muscjax.backbones import descriptors
+        from muscjax.extract import Bound
+
+        return Bound(descriptors.fpfh, config.fpfh)
+    from muscjax.backbones import registry
+
+    return registry.load_point_backbone(name)
+
+
+def _sized(config: Config, backbone: Any) -> Config:
+    """The configuration with the image size that the backbone settled on."""
+    size = config.input.image_size or getattr(backbone, "image_size", None) or DEFAULT_IMAGE_SIZE
+    return dataclasses.replace(config, input=dataclasses.replace(config.input, image_size=size))
+
+
+def load(
+    dataset: Dataset,
+    kind: Kind,
+    request: Request,
+    config: Config,
+    observe: Observer,
+    say: Callable[[str], None],
+) -> Inputs:
+    """All scans of a category at working size, read and cleaned by a few threads."""
+    from muscjax import pipeline
+
+    scans = dataset.scans
+    pipeline.subset_ids(len(scans), config.run.subsets, config.run.seed)  # refused before any work is done
+    _, map_size = datasets.working_sizes(scans, config, modality=kind)
+    config = dataclasses.replace(config, input=dataclasses.replace(config.input, map_size=map_size))
+
+    def one(scan: datasets.Scan) -> Prepared:
+        return datasets.prepare(
+            scan, config, modality=kind, clean=request.clean, units=request.units, map_size=map_size
+        )
+
+    prepared: list[Prepared] = []
+    images: list[np.ndarray] = []
+    for scan, item in zip(scans, datasets.prefetch(one, scans), strict=True):
+        for note in item.notes:
+            say(note)
+        if item.cloud is not None and not np.any(item.cloud.valid):
+            say(f"{scan.xyz}: no foreground; its points get no score")
+        if item.image is not None:
+            images.append(item.image)
+        prepared.append(dataclasses.replace(item, image=None))
+        observe("loading", len(prepared), len(scans))
+    clouds = [item.cloud for item in prepared if item.cloud is not None]
+    return Inputs(
+        dataset,
+        kind,
+        config,
+        tuple(prepared),
+        np.stack(images) if kind != "points" else None,
+        clouds if kind != "image" else None,
+    )
