@@ -31,7 +31,7 @@ class Plan:
     point_backbone: Callable | None
     config: Config  # with the image size that the backbone settled on
 
-    def backbones(self, kind: Kind) -> dict[str, Callable | None]:
+    def backbones(self, kind: Kind) -> dict[str, Any]:
         """Those that a data set of that kind is given, as ``pipeline.extract`` names them."""
         return {
             "image_backbone": None if kind == "points" else self.image_backbone,

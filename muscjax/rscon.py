@@ -47,38 +47,65 @@ def rescore(
         InputError: no window, a window below 1, or an unknown form.
     """
     chex.assert_rank([scores, features], [1, 2])
+    scores = jnp.asarray(scores)
+    valid = jnp.ones(scores.shape[0], bool) if valid is None else jnp.asarray(valid)
+    ids, weights = neighbours(features, windows=windows, form=form, valid=valid)
+    scores = jnp.where(valid, scores, 0)
+    if normalise:
+        scores = _min_max(scores, valid)
+    # C + Σ w (C_j - C) is D⁻¹(M∘W)C, written so that equal scores come back without rounding.
+    step = jnp.sum(weights * (scores[ids] - scores[:, None]), axis=1)
+    return jnp.where(valid, scores + step, 0)
+
+
+def neighbours(
+    features: Array,
+    *,
+    windows: tuple[int, ...] = (1, 7),
+    form: Literal["windows", "half"] = "windows",
+    valid: Array | None = None,
+) -> tuple[Array, Array]:
+    """Whose scores ``rescore`` mixes into each scan's, and with which weights.
+
+    ``rescore`` is C_i + Σ_j w_ij (C_j - C_i) over them: what a row's weights leave to 1 stays with the scan's
+    own score, and so does the weight of the scan itself, which stands among its neighbours.
+
+    Args:
+        features, windows, form, valid: as for ``rescore``.
+
+    Returns:
+        (N, K) int32 rows, the most similar first, with K the largest window or N where that is smaller; and
+        (N, K) float32 weights, the mean over windows of (M∘W)_ij / D_i, halved in the form ``half``; 0 outside
+        of every window and in rows that are not valid. They are negative where products of features are.
+
+    Raises:
+        InputError: no window, a window below 1, or an unknown form.
+    """
+    chex.assert_rank(features, 2)
     if not windows or min(windows) < 1:
         raise InputError(f"rscon.windows: found {windows}, expected positive integers")
     if form not in ("windows", "half"):
         raise InputError(f"rscon.form: found {form!r}, expected one of windows, half")
-    scores, features = jnp.asarray(scores), jnp.asarray(features)
-    n = scores.shape[0]
-    valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)
-    scores = jnp.where(valid, scores, 0)
-    features = jnp.where(valid[:, None], features, 0)
-    if normalise:
-        scores = _min_max(scores, valid)
     if form == "windows" and 1 not in windows:
         windows = (*windows, 1)
-
+    features = jnp.asarray(features)
+    n = features.shape[0]
+    valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)
+    features = jnp.where(valid[:, None], features, 0)
     similarity = jnp.matmul(features, features.T, precision=jax.lax.Precision.HIGHEST)
     # Rows that are no scans come last, where every window's clamp leaves them out.
     masked = jnp.where(valid[None, :], similarity, -jnp.inf)
-    order = jax.lax.top_k(masked, min(max(windows), n))[1]
-    weight = jnp.take_along_axis(similarity, order, axis=1)
-    # C + Σ w (C_j - C) / Σ w is D⁻¹(M∘W)C, written so that equal scores come back without rounding.
-    difference = scores[order] - scores[:, None]
+    ids = jax.lax.top_k(masked, min(max(windows), n))[1]
+    products = jnp.take_along_axis(similarity, ids, axis=1)
     count = jnp.sum(valid.astype(jnp.int32))
-    place = jnp.arange(order.shape[1], dtype=jnp.int32)
-    step = jnp.zeros_like(scores)
+    place = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    weights = jnp.zeros_like(products)
     for k in windows:
-        inside = jnp.where(place < jnp.minimum(k, count), weight.dtype.type(1), 0)[None]
-        total = jnp.sum(weight * inside, axis=1)
+        inside = jnp.where(place < jnp.minimum(k, count), products, 0)
+        total = jnp.sum(inside, axis=1, keepdims=True)
         usable = total > 0 if form == "half" else total != 0
-        moved = jnp.sum(weight * inside * difference, axis=1)
-        step += jnp.where(usable, moved / jnp.where(usable, total, 1), 0)
-    step *= (0.5 if form == "half" else 1.0) / len(windows)
-    return jnp.where(valid, scores + step, 0)
+        weights += jnp.where(usable, inside / jnp.where(usable, total, 1), 0)
+    return ids, weights * ((0.5 if form == "half" else 1.0) / len(windows))
 
 
 def _min_max(scores: Array, valid: Array) -> Array:
