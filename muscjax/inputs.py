@@ -64,13 +64,13 @@ def plan(request: Request, config: Config) -> Plan:
         split=request.split,
         modality=request.modality,
     )
-    kinds = tuple(_kind(dataset, request) for dataset in found)
+    kinds: list[Kind] = [_kind(dataset, request) for dataset in found]
     image_backbone = point_backbone = None
     if any(kind != "points" for kind in kinds):
         image_backbone = load_image_backbone(request.image_backbone, config)
     if any(kind != "image" for kind in kinds):
         point_backbone = load_point_backbone(request.point_backbone, config)
-    return Plan(tuple(found), kinds, image_backbone, point_backbone, _sized(config, image_backbone))
+    return Plan(tuple(found), tuple(kinds), image_backbone, point_backbone, _sized(config, image_backbone))
 
 
 def _kind(dataset: Dataset, request: Request) -> Kind:

@@ -223,7 +223,7 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
     order = np.argsort(np.concatenate(parts))
     scored = []
     for ids in parts:
-        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)), features.levels)
+        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)), levels=features.levels)
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
         scored.append(score(chosen, of_part, config, **keywords))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)

@@ -18,7 +18,7 @@ import numpy as np
 Array = jax.Array
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def _pytree(cls):
     """A frozen dataclass that JAX traverses; a field is a leaf, ``None``, or said to be static."""
     cls = dataclasses.dataclass(frozen=True)(cls)
