@@ -274,7 +274,9 @@ class Material:
 
 def load(dataset: Path, config: configs.Config) -> Material:
     scans = datasets.open_dataset(dataset)[0].scans
-    raw = np.stack([datasets.prepare_image(scan, config, modality="image") for scan in scans])
+    photographs = datasets.open_working(scans, config, modality="image").images
+    assert photographs is not None
+    raw = photographs[:]
     with_xyz = all(scan.xyz is not None for scan in scans)
     prepared = [
         datasets.prepare(

@@ -6,11 +6,25 @@ centre, weighted by a confidence and fused on the scale of the modality's own di
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from muscjax.config import CaeConfig
 from muscjax.ordering import ascending, rank_match, stable_order
+
+
+class Enhanced(NamedTuple):
+    """One modality on its way through the enhancement; entries of references that do not count are 0."""
+
+    aligned: Array  # (L, R) the other modality's distances at this one's positions
+    confidence: Array  # (L,) λ; 1 where it is off
+    rescaled: Array  # (L, R) ``aligned`` on the scale of the own distances
+    enhanced: Array  # (L, R) E = λ · max(own, rescaled), Eq. 11
+    matched: Array  # (L, R) E on the scale of the own distances; E itself with ``combine`` = sum
+    fused: Array  # (L, R) the distances that go on; of what does not count the ones that came in
 
 
 def align(image: Array, points: Array, patch: Array, group_valid: Array) -> tuple[Array, Array]:
@@ -75,8 +89,8 @@ def _matched_rows(cross: Array, own: Array, own_order: Array, row_valid: Array, 
 
 def _fuse(
     own: Array, cross: Array, row_valid: Array, cross_valid: Array, ref_valid: Array, config: CaeConfig
-):
-    """Steps 3-5 for one modality: the enhanced distances (L, R).
+) -> Enhanced:
+    """Steps 3-5 for one modality.
 
     Args:
         own, cross: (L, R), the modality's distances and the other's aligned to them.
@@ -86,6 +100,7 @@ def _fuse(
     flat = jnp.where(active, own, jnp.inf).reshape(-1)
     own_order = stable_order(flat)
     weight = jnp.ones(own.shape[0], own.dtype)
+    aligned = cross
     if config.confidence and config.confidence_from == "aligned":
         weight = confidence(cross, own, row_valid, ref_valid)
     if config.rescale == "rank":
@@ -96,11 +111,31 @@ def _fuse(
         weight = 1 - deviation(cross, ref_valid)
     enhanced = weight[:, None] * jnp.maximum(own, cross)
     if config.combine == "sum":
-        return jnp.where(active, own + enhanced, own)
+        return Enhanced(aligned, weight, cross, enhanced, enhanced, jnp.where(active, own + enhanced, own))
     ranked = rank_match(enhanced.reshape(-1), flat[own_order], active.reshape(-1)).reshape(own.shape)
-    return jnp.where(active, (own + ranked) / 2, own)
+    return Enhanced(aligned, weight, cross, enhanced, ranked, jnp.where(active, (own + ranked) / 2, own))
 
 
+def steps(
+    image: Array, points: Array, patch: Array, group_valid: Array, ref_valid: Array, config: CaeConfig
+) -> tuple[Enhanced, Enhanced]:
+    """What ``enhance`` does, with everything that it computes on the way. Arguments as there."""
+    clean_image = jnp.where(ref_valid[None], image, 0)  # inf marks what does not count; keep it out of sums
+    clean_points = jnp.where(ref_valid[None] & group_valid[:, None], points, 0)
+    to_image, to_points = align(clean_image, clean_points, patch, group_valid)
+    every = jnp.ones(image.shape[0], bool)
+    reached = jnp.sum(to_image, axis=1) != 0
+    new_image = _fuse(clean_image, to_image, every, reached, ref_valid, config)
+    new_points = _fuse(clean_points, to_points, group_valid, group_valid, ref_valid, config)
+    return (
+        new_image._replace(fused=jnp.where(ref_valid[None], new_image.fused, image)),
+        new_points._replace(
+            fused=jnp.where(ref_valid[None] & group_valid[:, None], new_points.fused, points)
+        ),
+    )
+
+
+@jax.named_scope("cae.enhance")
 def enhance(
     image: Array, points: Array, patch: Array, group_valid: Array, ref_valid: Array, config: CaeConfig
 ) -> tuple[Array, Array]:
@@ -118,14 +153,5 @@ def enhance(
     Returns:
         (M, R) and (G, R) float32.
     """
-    clean_image = jnp.where(ref_valid[None], image, 0)  # inf marks what does not count; keep it out of sums
-    clean_points = jnp.where(ref_valid[None] & group_valid[:, None], points, 0)
-    to_image, to_points = align(clean_image, clean_points, patch, group_valid)
-    every = jnp.ones(image.shape[0], bool)
-    reached = jnp.sum(to_image, axis=1) != 0
-    new_image = _fuse(clean_image, to_image, every, reached, ref_valid, config)
-    new_points = _fuse(clean_points, to_points, group_valid, group_valid, ref_valid, config)
-    return (
-        jnp.where(ref_valid[None], new_image, image),
-        jnp.where(ref_valid[None] & group_valid[:, None], new_points, points),
-    )
+    of_image, of_points = steps(image, points, patch, group_valid, ref_valid, config)
+    return of_image.fused, of_points.fused

@@ -10,6 +10,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,15 @@ class RsconConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecisionConfig:
+    """Labels without labels: the threshold that the law of the normal scores gives (`muscjax.decision`)."""
+
+    false_alarm_rate: float = 0.05  # share of the normal scans that may be called defective
+    score: Literal["map_max", "pred_score"] = "map_max"  # what is labelled: before or after RsCon
+    order: float = 2.0  # k of the law of a k-th highest value; 1: Gumbel's, more: a shorter upper tail
+
+
+@dataclasses.dataclass(frozen=True)
 class FpfhConfig:
     """Fast point feature histograms (Rusu et al., ICRA 2009), the weight-free point backbone."""
 
@@ -132,6 +142,7 @@ class Config:
     cae: CaeConfig = CaeConfig()
     maps: MapConfig = MapConfig()
     rscon: RsconConfig = RsconConfig()
+    decision: DecisionConfig = DecisionConfig()
     fpfh: FpfhConfig = FpfhConfig()
     texture: TextureConfig = TextureConfig()
     run: RunConfig = RunConfig()
@@ -190,8 +201,17 @@ def from_toml(path: str | Path) -> Config:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from None
-    base = preset(tree.pop("preset", "released"))
-    return _validated(_merge(base, tree, str(path)), str(path))
+    return from_tree(tree, str(path))
+
+
+def from_tree(tree: Mapping[str, Any], where: str) -> Config:
+    """The configuration of nested mappings, such as a parsed file or what run.json records.
+
+    Raises:
+        InputError: an unknown preset, stage or field, or a value of another type; ``where`` names the source.
+    """
+    rest = {stage: values for stage, values in tree.items() if stage != "preset"}
+    return _validated(_merge(preset(tree.get("preset", "released")), rest, where), where)
 
 
 def preset(name: str) -> Config:
@@ -269,6 +289,8 @@ def _validated(config: Config, where: str) -> Config:
             config.fpfh.normal_neighbours >= 3 and config.fpfh.feature_neighbours >= 3,
             "fpfh needs at least 3 neighbours",
         ),
+        (0.0 < config.decision.false_alarm_rate <= 0.5, "decision.false_alarm_rate must lie in (0, 0.5]"),
+        (1.0 <= config.decision.order <= 100.0, "decision.order must lie in 1..100"),
         (texture.stride >= 1, "texture.stride must be at least 1"),
         (
             len(texture.windows) > 0 and min(texture.gradient, *texture.windows) >= 0.5,
@@ -287,8 +309,8 @@ def _validated(config: Config, where: str) -> Config:
     return config
 
 
-def parse_bytes(text: str) -> int:
-    """``"4GiB"``, ``"500 MB"`` or ``"1073741824"`` in bytes.
+def parse_bytes(text: str, *, name: str = "--memory-budget") -> int:
+    """``"4GiB"``, ``"500 MB"`` or ``"1073741824"`` in bytes; ``name`` is what a message calls it.
 
     Raises:
         InputError: no number, or an unknown unit.
@@ -301,6 +323,4 @@ def parse_bytes(text: str) -> int:
     try:
         return int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError):
-        raise InputError(
-            f"--memory-budget {text!r}: expected a number of bytes such as 4GiB or 500MB"
-        ) from None
+        raise InputError(f"{name} {text!r}: expected a number of bytes such as 4GiB or 500MB") from None

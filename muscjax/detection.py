@@ -110,14 +110,40 @@ def finish(
     highest = out.reshape(n, -1).max(axis=1)
     pred = highest
     if config.rscon.enabled:
-        pad = bucket_size(n, minimum=SAMPLE_BUCKET)
+        salient, valid = _padded_salient(patch_scores)
         rescored = rescore(
-            pad_samples(highest, pad),
-            pad_samples(np.asarray(patch_scores.salient), pad),
+            pad_samples(highest, len(valid)),
+            salient,
             windows=config.rscon.windows,
             normalise=config.rscon.normalise,
             form=config.rscon.form,
-            valid=np.arange(pad) < n,
+            valid=valid,
         )
         pred = np.asarray(rescored)[:n]  # on the host: a slice on the device would compile for every n
     return Detection(jnp.asarray(out), jnp.asarray(pred), jnp.asarray(highest), patch_scores)
+
+
+def neighbours(patch_scores: PatchScores, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Whose scores re-scoring mixed into each scan's: ``rscon.neighbours`` of the set, on the host.
+
+    Returns:
+        (N, K) rows and (N, K) weights; K is 0 where re-scoring is off.
+    """
+    n = len(patch_scores.salient)
+    if not config.rscon.enabled:
+        return np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32)
+    salient, valid = _padded_salient(patch_scores)
+    ids, weights = rscon.neighbours(
+        jnp.asarray(salient),
+        windows=config.rscon.windows,
+        form=config.rscon.form,
+        valid=jnp.asarray(valid),
+    )
+    return np.asarray(ids)[:n], np.asarray(weights)[:n]
+
+
+def _padded_salient(patch_scores: PatchScores) -> tuple[np.ndarray, np.ndarray]:
+    """The salient features padded to their bucket, and which rows are scans."""
+    n = len(patch_scores.salient)
+    pad = bucket_size(n, minimum=SAMPLE_BUCKET)
+    return pad_samples(np.asarray(patch_scores.salient), pad), np.arange(pad) < n

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from muscjax.camera import Camera, in_camera, pixel_of
 from muscjax.errors import InputError
+from muscjax.grids import resample_index, resample_nearest
 from muscjax.neighbours import nearest
 from muscjax.types import Cloud, Surface
 
@@ -25,6 +27,7 @@ __all__ = [
     "foreground_of",
     "nearest",
     "normalise",
+    "project",
     "resample_index",
     "resample_nearest",
 ]
@@ -44,17 +47,6 @@ def bucket_size(count: int, *, minimum: int = 256) -> int:
         return minimum
     step = max(1, (1 << ((count - 1).bit_length() - 1)) // 4)
     return -(-count // step) * step
-
-
-def resample_index(source: int, target: int) -> np.ndarray:
-    """Source index of each target position, nearest rule floor(i · source / target): (target,) int64."""
-    return np.arange(target) * source // target
-
-
-def resample_nearest(grid: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """(h, w, ...) to (H, W, ...) by the rule of ``resample_index``; values are copied, never mixed."""
-    rows, columns = resample_index(grid.shape[0], hw[0]), resample_index(grid.shape[1], hw[1])
-    return grid[rows[:, None], columns[None, :]]
 
 
 def foreground_of(xyz_m: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -172,6 +164,22 @@ def _pad(rows: np.ndarray, size: int) -> Any:
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
+def project(points: jax.Array, camera: Camera) -> tuple[jax.Array, jax.Array]:
+    """The pixel in which a camera sees each point of an unorganised cloud (Eq. 10).
+
+    Args:
+      points: (P, 3) float32, in the cloud's frame (``camera.extrinsic`` leads to the camera's).
+      camera: static; its own size is the image's.
+
+    Returns:
+      pixel (P,) int32, flat, and seen (P,) bool: False, and pixel 0, behind the camera and outside of the
+      image. Several points may have one pixel: ``camera.organise`` keeps the nearest.
+    """
+    chex.assert_shape(points, (None, 3))
+    return pixel_of(in_camera(jnp.asarray(points), camera, jnp), camera, jnp)
+
+
+@jax.named_scope("geometry.farthest_points")
 def farthest_points(
     points: jax.Array, valid: jax.Array, count: int, *, skip_origin: bool = False
 ) -> tuple[jax.Array, jax.Array]:

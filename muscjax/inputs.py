@@ -125,36 +125,32 @@ def load(
     observe: Observer,
     say: Callable[[str], None],
 ) -> Inputs:
-    """All scans of a category at working size, read and cleaned by a few threads."""
+    """All scans of a category at working size: from the cache, or read and cleaned by worker processes."""
     from muscjax import pipeline
 
     scans = dataset.scans
     pipeline.subset_ids(len(scans), config.run.subsets, config.run.seed)  # refused before any work is done
-    _, map_size = datasets.working_sizes(scans, config, modality=kind)
-    config = dataclasses.replace(config, input=dataclasses.replace(config.input, map_size=map_size))
-
-    def one(scan: datasets.Scan) -> Prepared:
-        return datasets.prepare(
-            scan, config, modality=kind, clean=request.clean, units=request.units, map_size=map_size
-        )
-
-    prepared: list[Prepared] = []
-    images: list[np.ndarray] = []
-    for scan, item in zip(scans, datasets.prefetch(one, scans), strict=True):
+    working = datasets.open_working(
+        scans,
+        config,
+        modality=kind,
+        clean=request.clean,
+        units=request.units,
+        progress=lambda done, total: observe("loading", done, total),
+    )
+    for note in working.notes:
+        say(note)
+    for scan, item in zip(scans, working.prepared, strict=True):
         for note in item.notes:
             say(note)
         if item.cloud is not None and not np.any(item.cloud.valid):
             say(f"{scan.xyz}: no foreground; its points get no score")
-        if item.image is not None:
-            images.append(item.image)
-        prepared.append(dataclasses.replace(item, image=None))
-        observe("loading", len(prepared), len(scans))
-    clouds = [item.cloud for item in prepared if item.cloud is not None]
+    clouds = [item.cloud for item in working.prepared if item.cloud is not None]
     return Inputs(
         dataset,
         kind,
-        config,
-        tuple(prepared),
-        np.stack(images) if kind != "points" else None,
+        dataclasses.replace(config, input=dataclasses.replace(config.input, map_size=working.map_size)),
+        working.prepared,
+        working.images,
         clouds if kind != "image" else None,
     )

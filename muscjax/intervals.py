@@ -36,6 +36,7 @@ def bootstrap(
     scores: np.ndarray,
     masks: Stack | None = None,
     maps: Stack | None = None,
+    foreground: Stack | None = None,
     *,
     resamples: int = 1000,
     level: float = 0.95,
@@ -46,24 +47,49 @@ def bootstrap(
     """Percentile intervals of the metrics over scans drawn with replacement.
 
     Returns ``{"image": {"auroc": (low, high), "f1_max", "ap"}, "pixel": {"auroc", "f1_max", "ap",
-    "aupro_mvtec", "hit_rate"}}``; ``pixel`` only where masks and maps are given, and a metric only where it
-    is defined. Resamples in which a metric is undefined are left out of its interval. ``aupro_musc`` has
-    none: its thresholds hang on the single highest pixel of the set.
+    "aupro_mvtec", "hit_rate", "foreground_ap"}}``; ``pixel`` only where masks and maps are given,
+    ``foreground_ap`` only where the foreground is, and a metric only where it is defined. Resamples in which
+    a metric is undefined are left out of its interval. ``aupro_musc`` has none: its thresholds hang on the
+    single highest pixel of the set.
 
     Pixel scores are first rounded down to ``steps`` thresholds, half of them quantiles of the defect scores
     and half of the others (denser towards the top), so that a resample is a sum of per-scan counts; with no
     more distinct scores than ``steps`` nothing is rounded.
     """
+    found = resampled(
+        labels, scores, masks, maps, foreground, resamples=resamples, seed=seed, steps=steps, limit=limit
+    )
+    return {part: _intervals(values, level) for part, values in found.items()}
+
+
+def resampled(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    masks: Stack | None = None,
+    maps: Stack | None = None,
+    foreground: Stack | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    steps: int = 1024,
+    limit: float = 0.3,
+) -> dict[str, dict[str, np.ndarray]]:
+    """The metrics of each resample, (resamples,) each and NaN where undefined; arguments as in `bootstrap`.
+
+    Two runs over the same number of scans are given the same draws by the same seed: the difference of their
+    resamples is that of a paired bootstrap.
+    """
     labels, scores = np.asarray(labels) != 0, np.asarray(scores)
     finite("scores", scores)
     n = labels.size
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-    out = {"image": _intervals(_resample_images(labels, scores, draws), level)}
+    out = {"image": _resample_images(labels, scores, draws)}
     if masks is not None and maps is not None:
         masks, maps = pairs(masks, maps)
         if len(masks) != n:
             raise InputError(f"metrics: {len(masks)} maps and {n} labels, expected one of each per scan")
-        out["pixel"] = _intervals(_resample_pixels(masks, maps, draws, steps, limit), level)
+        inside = None if foreground is None else pairs(foreground, maps, name="foreground")[0]
+        out["pixel"] = _resample_pixels(masks, maps, draws, steps, limit, inside)
     return out
 
 
@@ -100,21 +126,32 @@ def _resample_images(labels: np.ndarray, scores: np.ndarray, draws: np.ndarray) 
 
 
 def _resample_pixels(
-    masks: list[np.ndarray], maps: list[np.ndarray], draws: np.ndarray, steps: int, limit: float
+    masks: list[np.ndarray],
+    maps: list[np.ndarray],
+    draws: np.ndarray,
+    steps: int,
+    limit: float,
+    inside: list[np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     thresholds = _thresholds(masks, maps, steps)
     n, t = len(maps), thresholds.size
-    hits, alarms, overlap = np.zeros((3, n, t))
+    hits, alarms, overlap, object_hits, object_alarms = np.zeros((5, n, t))
     regions = np.zeros(n)
     for i, (mask, values) in enumerate(zip(masks, maps, strict=True)):
+        slots = t - np.searchsorted(thresholds[::-1], values, "right")
         weights, regions[i] = region_weights(mask)
-        hits[i] = _reached(values[mask], thresholds)
-        alarms[i] = _reached(values[~mask], thresholds)
-        overlap[i] = _reached(values[mask], thresholds, weights)
+        hits[i] = _reached(slots[mask], t)
+        alarms[i] = _reached(slots[~mask], t)
+        overlap[i] = _reached(slots[mask], t, weights)
+        if inside is not None:
+            object_hits[i] = _reached(slots[mask & inside[i]], t)
+            object_alarms[i] = _reached(slots[~mask & inside[i]], t)
     out: dict[str, list[np.ndarray]] = {}
     hit = np.array(hits_per_scan(masks, maps))
     for part in np.array_split(draws, max(1, draws.shape[0] * t // 2_000_000)):
         found = _resampled_metrics(part @ hits, part @ alarms)
+        if inside is not None:
+            found["foreground_ap"] = _resampled_metrics(part @ object_hits, part @ object_alarms)["ap"]
         with np.errstate(divide="ignore", invalid="ignore"):
             pro = part @ overlap / (part @ regions)[:, None]
             fpr = part @ alarms / (part @ alarms)[:, -1:]
@@ -142,10 +179,9 @@ def _thresholds(masks: list[np.ndarray], maps: list[np.ndarray], steps: int) -> 
     return distinct[::-1]
 
 
-def _reached(values: np.ndarray, thresholds: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Number (or weight) of values at or above each of the descending thresholds."""
-    slot = thresholds.size - np.searchsorted(thresholds[::-1], values, "right")
-    return np.cumsum(np.bincount(slot, weights=weights, minlength=thresholds.size))
+def _reached(slots: np.ndarray, steps: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Number (or weight) of values at or above each of the descending thresholds, from their slots."""
+    return np.cumsum(np.bincount(slots, weights=weights, minlength=steps))
 
 
 def _resampled_metrics(hits: np.ndarray, alarms: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ _WHOLE = 4  # groups searched against the whole cloud in one step (``paper``)
 _SWEEPS = 4  # of Jacobi rotations; a 3×3 matrix is diagonal to float32 after three
 
 
+@jax.named_scope("ipg.group")
 def group(cloud: Cloud, config: GroupConfig) -> PointGroups:
     """Centres of one cloud and the points around them; batch it with ``vmap`` or ``lax.map``.
 
@@ -67,6 +68,7 @@ def group(cloud: Cloud, config: GroupConfig) -> PointGroups:
     )
 
 
+@jax.named_scope("ipg.curvature")
 def curvature(points: jax.Array, center: jax.Array, index: jax.Array, distance: jax.Array) -> jax.Array:
     """Smallest eigenvalue's share of a neighbourhood's covariance (Eq. 1-2): () float32 in [0, 1/3].
 
@@ -125,6 +127,7 @@ def _pair(a: int, b: int) -> tuple[int, int]:
     return (a, b) if a < b else (b, a)
 
 
+@jax.named_scope("ipg.expand_released")
 def expand_released(
     points: jax.Array,
     valid: jax.Array,
@@ -181,6 +184,7 @@ def expand_released(
     return _map_groups(one, (index, distance))
 
 
+@jax.named_scope("ipg.expand_paper")
 def expand_paper(
     points: jax.Array,
     valid: jax.Array,

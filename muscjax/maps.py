@@ -20,7 +20,7 @@ from muscjax.errors import InputError
 from muscjax.types import Array, Frame
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_IDW_EPSILON = 1e-8  # added to the squared distance
+IDW_EPSILON = 1e-8  # added to the squared distance
 
 # Pillow's GaussianBlur(4) is three boxes of radius 3.4375: seven whole pixels, a share of one at each end.
 _BOX_RADIUS = 3
@@ -43,6 +43,7 @@ def patch_of_pixel(pixel: Array, image_hw: tuple[int, int], grid_hw: tuple[int, 
     return (row * h // height) * w + column * w // width
 
 
+@jax.named_scope("maps.upsample_grid")
 def upsample_grid(grid: Array, hw: tuple[int, int]) -> Array:
     """Bilinear with aligned corners: (h, w) float32 to (H, W).
 
@@ -50,11 +51,11 @@ def upsample_grid(grid: Array, hw: tuple[int, int]) -> Array:
     takes the first cell.
     """
     chex.assert_rank(grid, 2)
-    rows, columns = (_corner_weights(size, n) for size, n in zip(hw, grid.shape, strict=True))
+    rows, columns = (corner_weights(size, n) for size, n in zip(hw, grid.shape, strict=True))
     return _apply_axes(jnp.asarray(grid), rows, columns)
 
 
-def _corner_weights(size: int, n: int) -> np.ndarray:
+def corner_weights(size: int, n: int) -> np.ndarray:
     """(size, n) float32, the share of each of ``n`` cells in each of ``size`` pixels."""
     position = np.arange(size) * ((n - 1) / max(size - 1, 1))
     return np.maximum(1 - np.abs(position[:, None] - np.arange(n)[None]), 0).astype(np.float32)
@@ -66,6 +67,7 @@ def _apply_axes(grid: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     return jnp.matmul(taller, jnp.asarray(columns.T), precision=_HIGHEST)
 
 
+@jax.named_scope("maps.interpolate_points")
 def interpolate_points(
     scores: Array, centers: Array, centers_valid: Array, points: Array, valid: Array, *, neighbours: int = 3
 ) -> Array:
@@ -95,7 +97,7 @@ def interpolate_points(
     else:
         index, distance = geometry.nearest(points, centers, usable, neighbours)
         squared, score = (distance * distance).T, scores[index].T
-    share = 1 / (squared + jnp.float32(_IDW_EPSILON))
+    share = 1 / (squared + jnp.float32(IDW_EPSILON))
     total = jnp.sum(share, axis=0)
     found = jnp.asarray(valid) & (total > 0)
     return jnp.where(found, jnp.sum(share * score, axis=0) / jnp.where(found, total, 1), 0)
@@ -195,6 +197,7 @@ def scatter_to_grid(values: Array, pixel: Array, valid: Array, hw: tuple[int, in
     return jnp.where(grid == -jnp.inf, 0, grid).reshape(hw)
 
 
+@jax.named_scope("maps.blur")
 def blur(map: Array, *, form: Literal["uint8", "float", "none"] = "uint8") -> Array:
     """Pillow's GaussianBlur(4): three box passes along rows, then three along columns, edges replicated.
 
@@ -252,6 +255,7 @@ def _box_pass(map: Array, *, axis: int, combine: Callable[[Array, Array], Array]
     return combine(sum(taps[2:-1], taps[1]), taps[0] + taps[-1])
 
 
+@jax.named_scope("maps.to_source")
 def to_source(map: Array, frame: Frame) -> Array:
     """A map in the geometry of the source scan, undoing resize, crop and padding: (H, W) to (h, w).
 

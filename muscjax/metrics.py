@@ -48,8 +48,10 @@ __all__ = [
     "bootstrap",
     "chance_band",
     "foreground_ap",
+    "foreground_mask",
     "hit_rate",
     "image_metrics",
+    "picture_centre",
     "pixel_metrics",
     "summary",
 ]
@@ -132,6 +134,11 @@ def hit_rate(masks: Stack, maps: Stack) -> float | None:
     return sum(hits) / len(hits) if hits else None
 
 
+def foreground_mask(foreground: Stack) -> list[np.ndarray]:
+    """Yardstick: 1 on the object, 0 elsewhere. foreground: (N, H, W). Returns N float32 arrays (H, W)."""
+    return [(np.asarray(f) != 0).astype(np.float32) for f in foreground]
+
+
 def blurred_mask(foreground: Stack) -> list[np.ndarray]:
     """The yardstick: maps that know where the object is and nothing else.
 
@@ -146,6 +153,19 @@ def blurred_mask(foreground: Stack) -> list[np.ndarray]:
     return [np.asarray(p.filter(blur), np.float32) / np.float32(255) for p in pictures]
 
 
+def picture_centre(maps: Stack) -> list[np.ndarray]:
+    """The yardstick where no foreground is known: 1 in the middle of the picture, 0 at its corners.
+
+    maps: only their shapes (H_i, W_i) matter. Products stand in the middle of their pictures, and so do their
+    defects. Returns N float32 arrays.
+    """
+    cached: dict[tuple[int, int], np.ndarray] = {}
+    for h, w in {np.asarray(m).shape for m in maps}:
+        y, x = np.linspace(-1, 1, h)[:, None], np.linspace(-1, 1, w)[None]
+        cached[h, w] = (1.0 - np.sqrt((y * y + x * x) / 2)).astype(np.float32)
+    return [cached[np.asarray(m).shape] for m in maps]
+
+
 def summary(
     *,
     labels: np.ndarray,
@@ -153,14 +173,18 @@ def summary(
     masks: Stack | None = None,
     maps: Stack | None = None,
     foreground: Stack | None = None,
+    intervals: bool = True,
 ) -> Metrics:
-    """Everything that `muscjax detect` reports about one category, with its yardstick.
+    """Everything that is reported about one category, with its yardsticks.
 
     labels, scores: (N,). masks, maps, foreground: (N, H, W) or sequences of (H_i, W_i). Without masks there
-    is no ``pixel``; without a foreground no ``foreground_ap`` and no ``yardstick`` (``None``).
-    Returns ``{"scans", "defective", "size", "image", "pixel", "yardstick", "chance_band_image_auroc"}``.
-    ``pixel`` also holds ``foreground_ap`` and ``hit_rate``; ``yardstick`` is ``{"name", "image", "pixel"}``
-    of `blurred_mask`; ``size`` is the maps' (H, W), or ``None`` where they differ.
+    is no ``pixel`` (``None``) and no yardstick; without a foreground no ``foreground_ap``. ``intervals``: the
+    bootstrap over scans, which costs about as much as everything else.
+    Returns ``{"scans", "defective", "size", "image", "pixel", "intervals", "yardsticks",
+    "chance_band_image_auroc"}``. ``pixel`` also holds ``foreground_ap`` and ``hit_rate``; ``intervals`` is
+    what `bootstrap` returns, or ``None``; ``yardsticks`` is a list of ``{"name", "image", "pixel"}``: of
+    `foreground_mask` and `blurred_mask`, or of `picture_centre` where no foreground is known; ``size`` is the
+    maps' (H, W), or ``None`` where they differ.
     """
     labels = np.asarray(labels)
     defective = int((labels != 0).sum())
@@ -170,7 +194,8 @@ def summary(
         "size": None,
         "image": image_metrics(labels, scores),
         "pixel": None,
-        "yardstick": None,
+        "intervals": bootstrap(labels, scores, masks, maps, foreground) if intervals else None,
+        "yardsticks": [],
         "chance_band_image_auroc": chance_band(defective, int(labels.size) - defective),
     }
     if masks is None or maps is None:
@@ -178,13 +203,18 @@ def summary(
     shapes = {np.asarray(m).shape for m in maps}
     out["size"] = shapes.pop() if len(shapes) == 1 else None
     out["pixel"] = _localisation(masks, maps, foreground)
-    if foreground is not None:
-        trivial = blurred_mask(foreground)
-        out["yardstick"] = {
-            "name": "blurred mask",
-            "image": image_metrics(labels, np.array([t.max() for t in trivial])),
-            "pixel": _localisation(masks, trivial, foreground),
+    if foreground is None:
+        trivial = {"picture centre": picture_centre(maps)}
+    else:
+        trivial = {"foreground mask": foreground_mask(foreground), "blurred mask": blurred_mask(foreground)}
+    out["yardsticks"] = [
+        {
+            "name": name,
+            "image": image_metrics(labels, np.array([m.max() for m in made])),
+            "pixel": _localisation(masks, made, foreground),
         }
+        for name, made in trivial.items()
+    ]
     return out
 
 

@@ -43,6 +43,7 @@ class _Search(NamedTuple):
     index: jax.Array  # (T, t, k) int32
 
 
+@jax.named_scope("neighbours.nearest")
 def nearest(
     queries: jax.Array,
     points: jax.Array,

@@ -20,16 +20,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from muscjax.errors import InputError
+from muscjax.files import replaced, writing
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-SCORE_COLUMNS = ("path", "rank", "score", "score_before_rscon", "label")
+SCORE_COLUMNS = ("path", "rank", "score", "score_before_rscon", "pred_label", "label")
+_OPTIONAL = ("pred_label", "label")
 _FORMULA_START = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -40,7 +39,7 @@ def open_output(out: str | os.PathLike) -> Path:
     InputError where the folder cannot be made or written.
     """
     folder = Path(out)
-    with _one_line(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{secrets.token_hex(8)}.tmp"
         try:
@@ -78,6 +77,19 @@ def map_path(out: str | os.PathLike, scan_name: str) -> Path:
 def overlay_path(out: str | os.PathLike, scan_name: str) -> Path:
     """Where the picture of a scan belongs: ``out/overlays/<scan name>.png``. Raises as `inside`."""
     return inside(out, "overlays", scan_name, ".png")
+
+
+def mask_path(out: str | os.PathLike, scan_name: str) -> Path:
+    """Where the decided pixels of a scan belong: ``out/masks/<scan name>.png``. Raises as `inside`."""
+    return inside(out, "masks", scan_name, ".png")
+
+
+def write_mask(path: str | os.PathLike, mask: np.ndarray) -> None:
+    """(H, W) bool as a PNG of one bit per pixel, losslessly."""
+    from PIL import Image
+
+    with replaced(path) as file:
+        Image.fromarray(np.asarray(mask, bool)).save(file, format="PNG")
 
 
 def write_map(path: str | os.PathLike, anomaly_map: np.ndarray) -> None:
@@ -146,6 +158,7 @@ def score_rows(
     scores: np.ndarray,
     before_rscon: np.ndarray,
     labels: Sequence[Any] | None = None,
+    pred_labels: Sequence[Any] | np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Rows for `write_scores`, the most anomalous scan first; equal scores keep their order."""
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
@@ -155,6 +168,7 @@ def score_rows(
             "rank": rank,
             "score": scores[i],
             "score_before_rscon": before_rscon[i],
+            **({} if pred_labels is None else {"pred_label": int(pred_labels[i])}),
             **({} if labels is None else {"label": labels[i]}),
         }
         for rank, i in enumerate(order.tolist(), start=1)
@@ -162,13 +176,18 @@ def score_rows(
 
 
 def write_scores(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """CSV with the columns of `SCORE_COLUMNS`; ``label`` only where a row has one.
+    """CSV with the columns of `SCORE_COLUMNS`; ``pred_label`` and ``label`` only where a row has one.
 
     Text that a spreadsheet would run as a formula (it starts with = + - @, a tab or a line end) gets an
     apostrophe in front; numbers stay numbers. An unknown value is an empty cell.
     """
     rows = list(rows)
-    columns = [c for c in SCORE_COLUMNS if c != "label" or any(r.get(c) is not None for r in rows)]
+    columns = [c for c in SCORE_COLUMNS if c not in _OPTIONAL or any(r.get(c) is not None for r in rows)]
+    write_csv(path, columns, rows)
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A header and one line per row; text and unknown values as in `write_scores`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -189,73 +208,6 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replaced(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
-
-
-# Heading (two lines) and where the value stands in a summary.
-_TABLE = (
-    ("image\nAUROC", "image", "auroc"),
-    ("image\nF1", "image", "f1_max"),
-    ("image\nAP", "image", "ap"),
-    ("pixel\nAUROC", "pixel", "auroc"),
-    ("pixel\nF1", "pixel", "f1_max"),
-    ("pixel\nAP", "pixel", "ap"),
-    ("PRO\nmusc", "pixel", "aupro_musc"),
-    ("PRO\nmvtec", "pixel", "aupro_mvtec"),
-    ("obj.\nAP", "pixel", "foreground_ap"),
-    ("hit\nrate", "pixel", "hit_rate"),
-)
-
-
-def print_metrics(console: Console, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """`muscjax.metrics.summary` of each category as one table, in per cent, the yardstick under each row.
-
-    Several categories end with their mean, which is given only where every category has a value. Below the
-    table: the chance band of the image AUROC and the reason for each value that is not defined.
-    """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, title_justify="left")
-    table.add_column("%", overflow="fold")
-    for heading, _, _ in _TABLE:
-        table.add_column(heading, justify="right", no_wrap=True)
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    notes = []
-    for name, summary in summaries.items():
-        size = "" if summary["size"] is None else f", maps {summary['size'][0]}×{summary['size'][1]}"
-        notes.append(f"{name}: {summary['scans']} scans, {summary['defective']} defective{size}.")
-        if summary["chance_band_image_auroc"] is not None:
-            low, high = summary["chance_band_image_auroc"]
-            notes[-1] += f" Image AUROC by chance: {100 * low:.1f}-{100 * high:.1f} (95 %)."
-        undefined: dict[str, list[str]] = {}
-        for part in ("image", "pixel"):
-            for metric, reason in (summary[part] or {}).get("reasons", {}).items():
-                undefined.setdefault(reason, []).append(f"{part} {metric}")
-        notes += [f"{name}: {why}, so there is no {', '.join(names)}." for why, names in undefined.items()]
-        table.add_row(escape(name), *_values(summary))
-        rows.setdefault("mean", []).append(summary)
-        if summary["yardstick"]:
-            yardstick = summary["yardstick"]
-            table.add_row(f"  {escape(yardstick['name'])}", *_values(yardstick), style="dim")
-            rows.setdefault(f"  {yardstick['name']}", []).append(yardstick)
-    if len(summaries) > 1:
-        table.add_section()
-        for name, group in rows.items():
-            if len(group) == len(summaries):
-                table.add_row(escape(name), *_values(*group), style=None if name == "mean" else "dim")
-    console.print(table)
-    for note in notes:
-        console.print(escape(note), highlight=False, soft_wrap=True)
-
-
-def _values(*group: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for _, part, metric in _TABLE:
-        values = [(summary[part] or {}).get(metric) for summary in group]
-        known = [v for v in values if v is not None]
-        cells.append(f"{100 * sum(known) / len(known):.1f}" if len(known) == len(values) else "-")
-    return cells
 
 
 @contextlib.contextmanager
@@ -362,28 +314,3 @@ def plain(obj: Any) -> Any:
         values = np.asarray(obj)
         return plain(values[()]) if values.ndim == 0 else [plain(v) for v in values]
     raise TypeError(f"{type(obj).__name__} has no JSON form")
-
-
-@contextlib.contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A file that appears under ``path`` when the block ends well, and not at all otherwise."""
-    path = Path(path)
-    with _one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Short and in the same folder: a long scan name still fits, and the rename stays on one disk.
-        temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-        try:
-            with temporary.open("xb") as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).replace("\n", " ")
-        raise InputError(f"{path}: cannot be written ({reason}), expected a writable place") from error

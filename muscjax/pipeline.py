@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from muscjax import cae, geometry, ipg, maps, rscon, scoring, snamd
+from muscjax import cae, geometry, ipg, maps, rows, rscon, scoring, snamd
 from muscjax.config import Config, released
 from muscjax.detection import finish
 from muscjax.errors import InputError
@@ -33,7 +32,7 @@ from muscjax.extract import (
 )
 from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
 
-_AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
+AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
 
 
 class Extracted(NamedTuple):
@@ -65,25 +64,16 @@ def score_stage(
 ) -> tuple[Array | None, Array | None]:
     """Patch scores of one stage: (N, M, C), (N, G, C) -> (N, M), (N, G); either modality may be None."""
 
-    def enhanced(image_rows, point_rows, own: PointGroups, ref_valid, ids):
-        assert groups is not None
-        assert grid_hw is not None
-        has_points = jnp.any(groups.valid, axis=1)
-        both = ref_valid & has_points[None] & has_points[ids][:, None]
-        patch = maps.patch_of_pixel(own.pixel, map_hw, grid_hw)
-        return lax.map(lambda rows: fuse(*rows, cae_config), (image_rows, point_rows, patch, own.valid, both))
-
     def statistics(image_rows, point_rows, ref_valid, ids):
-        own = None if groups is None else jax.tree.map(lambda leaf: leaf[ids], groups)
-        if image_rows is not None and own is not None and cae_config.enabled:
-            image_rows, point_rows = enhanced(image_rows, point_rows, own, ref_valid, ids)
-        image_scores, point_scores = (
-            None if rows is None else average(rows, scoring_config.interval, ref_valid[:, None])
-            for rows in (image_rows, point_rows)
-        )
-        if own is not None and point_scores is not None:
-            point_scores = jnp.where(own.valid, point_scores, 0)
-        return image_scores, point_scores
+        if image_rows is not None and point_rows is not None and cae_config.enabled:
+            assert groups is not None
+            assert grid_hw is not None
+            shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw}
+            image_rows, point_rows = rows.fuse_rows(
+                image_rows, point_rows, groups, ref_valid, ids, config=cae_config, fuse=fuse, **shape
+            )
+        settings: dict[str, Any] = {"fraction": scoring_config.interval, "average": average}
+        return rows.average_rows(image_rows, point_rows, groups, ref_valid, ids, **settings)
 
     return scoring.map_rows(
         image,
@@ -96,6 +86,34 @@ def score_stage(
         implementation=scoring_config.implementation,
         refine=scoring_config.refine,
     )
+
+
+def plan_of(features: Features, config: Config) -> tuple[int, scoring.Plan]:
+    """How the pairs of these samples are walked: their number padded to its bucket, and the plan.
+
+    Raises:
+        InputError: a memory budget that cannot hold one stage's features or one sample's rows.
+    """
+    given = [x for x in features_of(features) if x is not None]
+    n = given[0].shape[1]
+    size = geometry.bucket_size(n, minimum=SAMPLE_BUCKET)
+    budget = config.run.memory_budget
+    held = 4 * size * sum(int(np.prod(x.shape[2:])) for x in given)
+    if held > budget:
+        raise InputError(
+            f"run.memory_budget: one stage's features of {n} scans take {held / 2**30:.1f} GiB, more than "
+            f"{budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
+        )
+    try:
+        plan = scoring.plan(
+            size,
+            tuple(x.shape[2] for x in given),
+            memory_budget=budget,
+            tile_bytes=scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16,
+        )
+    except ValueError as error:
+        raise InputError(f"run.memory_budget: {error}") from None
+    return size, plan
 
 
 def score(
@@ -122,42 +140,21 @@ def score(
         InputError: fewer than two samples, stages that do not match, or a memory budget that cannot hold one
             stage's features or one sample's rows.
     """
-    given = [x for x in features_of(features) if x is not None]
-    n, stages = given[0].shape[1], max(len(x) for x in given)
+    n = next(x for x in features_of(features) if x is not None).shape[1]
     if n < 2:
         raise InputError(f"mutual scoring needs at least two scans, found {n}")
-    if any(len(x) not in (1, stages) for x in given):
-        raise InputError(f"found {' and '.join(str(len(x)) for x in given)} stages, expected as many or 1")
+    entries = rows.paired_entries(features)
     if (features.points is None) != (groups is None):
         raise InputError("score: point features and their groups go together")
-    average = average or _AVERAGES[config.scoring.average]
-    size = geometry.bucket_size(n, minimum=SAMPLE_BUCKET)
-    budget = config.run.memory_budget
-    held = 4 * size * sum(int(np.prod(x.shape[2:])) for x in given)
-    if held > budget:
-        raise InputError(
-            f"run.memory_budget: one stage's features of {n} scans take {held / 2**30:.1f} GiB, more than "
-            f"{budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
-        )
-    try:
-        plan = scoring.plan(
-            size,
-            tuple(x.shape[2] for x in given),
-            memory_budget=budget,
-            tile_bytes=scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16,
-        )
-    except ValueError as error:
-        raise InputError(f"run.memory_budget: {error}") from None
-    padded_groups = None
-    if groups is not None:  # the members, by far the largest field, are not read here: they stay on the host
-        small = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
-        padded_groups = jax.tree.map(lambda leaf: pad_samples(np.asarray(leaf), size), small)
+    average = average or AVERAGES[config.scoring.average]
+    size, plan = plan_of(features, config)
+    padded_groups = pad_groups(groups, size)
     totals: list[Any] = [None, None]
-    for stage in range(stages):
+    for done, pair in enumerate(entries, start=1):
         found = score_stage(
             *(
-                None if x is None else pad_samples(x[min(stage, len(x) - 1)], size)
-                for x in features_of(features)
+                None if x is None else pad_samples(x[entry], size)
+                for x, entry in zip(features_of(features), pair, strict=True)
             ),
             padded_groups,
             jnp.asarray(n, jnp.int32),
@@ -169,13 +166,29 @@ def score(
             fuse=fuse,
             average=average,
         )
-        for side, scores in enumerate(found):
-            if (
-                scores is not None
-            ):  # on the host: a slice of n samples on the device would compile for every n
-                part = np.asarray(scores)[:n] / np.float32(stages)
-                totals[side] = part if totals[side] is None else totals[side] + part
-        progress(f"{plan.kind} scoring", stage + 1, stages)
+        add_part(totals, found, n, len(entries))
+        progress(f"{plan.kind} scoring", done, len(entries))
+    return patch_scores(features, totals)
+
+
+def pad_groups(groups: PointGroups | None, size: int) -> PointGroups | None:
+    """Up to ``size`` samples, without members: by far the largest field, which scoring does not read."""
+    if groups is None:
+        return None
+    small = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
+    return jax.tree.map(lambda leaf: pad_samples(np.asarray(leaf), size), small)
+
+
+def add_part(totals: list[Any], found: Sequence[Array | None], n: int, parts: int) -> None:
+    """Add one of ``parts`` equal shares of a mean to ``totals``, for each modality that is there."""
+    for side, scores in enumerate(found):
+        if scores is not None:  # on the host: a slice of n samples on the device would compile for every n
+            part = np.asarray(scores)[:n] / np.float32(parts)
+            totals[side] = part if totals[side] is None else totals[side] + part
+
+
+def patch_scores(features: Features, totals: Sequence[Any]) -> PatchScores:
+    """The stage means (N, M), (N, G) with the features of their highest patches."""
     salient = [
         _salient(x, levels, total)
         for x, levels, total in zip(features_of(features), features.levels, totals, strict=True)
@@ -223,7 +236,9 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
     order = np.argsort(np.concatenate(parts))
     scored = []
     for ids in parts:
-        chosen = Features(*(None if x is None else x[:, ids] for x in features_of(features)), levels=features.levels)
+        chosen = Features(
+            *(None if x is None else x[:, ids] for x in features_of(features)), levels=features.levels
+        )
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
         scored.append(score(chosen, of_part, config, **keywords))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)

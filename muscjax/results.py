@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muscjax import datasets, metrics, outputs, report
+from muscjax import datasets, metrics, outputs, published, report, tabulate
+from muscjax import decision as decided
 from muscjax.colormap import depth_picture, heat_limits
 from muscjax.config import Config
 from muscjax.console import Observer
-from muscjax.datasets import Kind, Prepared, Scan
+from muscjax.datasets import Prepared, Scan
+from muscjax.decision import Decision
 from muscjax.errors import InputError
+from muscjax.evaluate import foreground
+from muscjax.inputs import Inputs
 from muscjax.requests import Outcome, Request
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found in a category, on the host."""
+
+    anomaly_maps: np.ndarray  # (N, H, W) at working size
+    scores: np.ndarray  # (N,) after RsCon
+    before_rscon: np.ndarray  # (N,) maxima of the maps
+    decision: Decision
+    neighbours: tuple[np.ndarray, np.ndarray]  # (N, K) rows and weights, `muscjax.detection.neighbours`
+
+
 def write_scans(
-    scans: Sequence[Scan],
-    prepared: Sequence[Prepared],
-    anomaly_maps: np.ndarray,
-    scores: np.ndarray,
-    before_rscon: np.ndarray,
-    kind: Kind,
-    request: Request,
-    out: Path,
-    observe: Observer,
+    loaded: Inputs, found: Found, request: Request, observe: Observer
 ) -> tuple[list[np.ndarray], tuple[report.Card, ...]]:
-    """Each scan's map at its own size as TIFF, and the picture under its heat, one colour scale for the set.
+    """Each scan's map and mask at its own size, and the picture under its heat, one scale for the set.
 
     Returns:
         The maps at source size where ``metric_size`` asks for them, else an empty list; and the cards of the
@@ -38,31 +46,39 @@ def write_scans(
 
     from muscjax import maps
 
+    scans, out = loaded.dataset.scans, request.out
     to_source = jax.jit(maps.to_source, static_argnums=1)
-    limits = heat_limits(list(anomaly_maps))
+    limits = heat_limits(list(found.anomaly_maps))
     with_cards = report.available() is None
     side = report.picture_side(len(scans))
     ranks = np.empty(len(scans), int)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scans) + 1)
+    ranks[np.argsort(-found.scores, kind="stable")] = np.arange(1, len(scans) + 1)
 
     def one(position: int) -> tuple[np.ndarray, report.Card | None]:
-        scan, frame = scans[position], prepared[position].frame
-        full = np.asarray(to_source(anomaly_maps[position], frame))
+        scan, item = scans[position], loaded.prepared[position]
+        full = np.asarray(to_source(found.anomaly_maps[position], item.frame))
         outputs.write_map(outputs.map_path(out, scan.name), full)
-        picture = _photograph(scan, needed=kind != "points")
+        decision = found.decision
+        called = None if decision.pred_label is None else bool(decision.pred_label[position])
+        if called is not None and decision.pixel_threshold is not None:
+            peak = float(found.before_rscon[position])
+            mask = decided.mask(full, called, decision.pixel_threshold, peak=peak)
+            outputs.write_mask(outputs.mask_path(out, scan.name), mask)
+        picture = _photograph(scan, needed=loaded.kind != "points")
         depth = None
-        if scan.xyz is not None and kind != "image":
-            depth = depth_picture(datasets.load_xyz(scan.xyz, units=request.units))
+        if scan.xyz is not None and loaded.kind != "image":
+            depth = depth_picture(datasets.load_scan_xyz(scan, units=request.units))
         if request.overlays:
             shown = picture if picture is not None else _fitted(depth, full.shape)
             outputs.write_overlay(outputs.overlay_path(out, scan.name), shown, full, limits=limits)
         if not with_cards:
             return full, None
+        points, places = _cloud(item)
         of_report = report.ReportScan(
             name=scan.name,
             anomaly_map=full,
-            score=float(scores[position]),
-            score_before=float(before_rscon[position]),
+            score=float(found.scores[position]),
+            score_before=float(found.before_rscon[position]),
             rank=int(ranks[position]),
             image=picture,
             depth=depth,
@@ -70,6 +86,14 @@ def write_scans(
             category=scan.category,
             label=scan.label,
             defect=scan.defect or None,
+            points=points,
+            places=places,
+            neighbours=[
+                (scans[other].name, float(weight))
+                for other, weight in zip(*(side[position] for side in found.neighbours), strict=True)
+                if other != position and weight != 0
+            ],
+            pred_label=called,
         )
         return full, report.encode(of_report, limits=limits, side=side)
 
@@ -81,6 +105,15 @@ def write_scans(
         if card is not None:
             cards.append(card)
     return kept, tuple(cards)
+
+
+def _cloud(item: Prepared) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Points in metres and where they lie in the picture, for the report's 3D view."""
+    if item.cloud is None:
+        return None, None
+    valid = np.asarray(item.cloud.valid)
+    pixel = np.asarray(item.cloud.pixel)[valid]
+    return np.asarray(item.cloud.points_m)[valid], report.places(pixel, item.frame)
 
 
 def _photograph(scan: Scan, *, needed: bool) -> np.ndarray | None:
@@ -104,14 +137,10 @@ def _fitted(picture: np.ndarray | None, hw: tuple[int, ...]) -> np.ndarray:
 
 
 def evaluate(
-    scans: Sequence[Scan],
-    prepared: Sequence[Prepared],
-    anomaly_maps: np.ndarray,
-    source_maps: Sequence[np.ndarray],
-    scores: np.ndarray,
-    request: Request,
+    loaded: Inputs, found: Found, source_maps: Sequence[np.ndarray], request: Request
 ) -> dict[str, Any] | None:
     """``metrics.summary`` where every scan's label is known; pixel metrics where every mask is."""
+    scans, prepared, scores = loaded.dataset.scans, loaded.prepared, found.scores
     if any(scan.label is None for scan in scans):
         return None
     labels = np.asarray([scan.label for scan in scans])
@@ -122,27 +151,46 @@ def evaluate(
     ]
     if any(mask is None for mask in masks):
         return metrics.summary(labels=labels, scores=scores)
-    foreground = [
-        _at_source(item) if original and item.foreground is not None else item.foreground for item in prepared
-    ]
-    known = all(mask is not None for mask in foreground)
     return metrics.summary(
         labels=labels,
         scores=scores,
         masks=[mask for mask in masks if mask is not None],
-        maps=list(source_maps) if original else list(anomaly_maps),
-        foreground=[mask for mask in foreground if mask is not None] if known else None,
+        maps=list(source_maps) if original else list(found.anomaly_maps),
+        foreground=_foregrounds(scans, prepared, request),
     )
 
 
-def _at_source(item: Prepared) -> np.ndarray:
-    """The foreground in the geometry of the source."""
-    import jax.numpy as jnp
+def _foregrounds(
+    scans: Sequence[Scan], prepared: Sequence[Prepared], request: Request
+) -> list[np.ndarray] | None:
+    """Pixels of the object at the size of the metrics; None where a scan's are unknown.
 
-    from muscjax import maps
+    A run on images alone takes them from the depth too, where there is any, for the yardsticks' sake.
+    """
 
-    assert item.foreground is not None
-    return np.asarray(maps.to_source(jnp.asarray(item.foreground, jnp.float32), item.frame)) > 0.5
+    def one(position: int) -> np.ndarray | None:
+        item = prepared[position]
+        original = request.metric_size == "original"
+        if item.foreground is not None and not original:
+            return item.foreground
+        size = None if original else item.frame.working_hw[0]
+        try:
+            return foreground(scans[position], map_size=size, clean=request.clean, units=request.units)
+        except InputError:
+            return None  # a broken XYZ map stops nothing where the run did not use it
+
+    found = [mask for mask in datasets.prefetch(one, range(len(scans))) if mask is not None]
+    return found if len(found) == len(scans) else None
+
+
+def beside(outcomes: Sequence[Outcome], request: Request) -> tuple[published.Beside | None, str]:
+    """The published numbers for what was run, and why there are none, one line or ""."""
+    sizes = {o.dataset.category: len(o.dataset.scans) for o in outcomes if o.summary is not None}
+    kind = outcomes[0].modality
+    if any(o.modality != kind for o in outcomes):
+        return None, ""
+    found = published.beside(sizes, kind, request.image_backbone, request.point_backbone)
+    return found, "" if found is not None else published.dataset_of(sizes)[1]
 
 
 def write_tables(
@@ -154,17 +202,20 @@ def write_tables(
     compiles: dict[str, float],
     notes: Sequence[str],
 ) -> None:
-    """scores.csv, metrics.json, run.json and report.html of all categories that are finished."""
+    """All tables, the run's record and the report, of the categories that are finished so far."""
     rows: list[dict[str, Any]] = []
     for outcome in outcomes:
         scans = outcome.dataset.scans
         labels = [scan.label for scan in scans]
         paths = [(scan.image or scan.xyz or Path(scan.name)).as_posix() for scan in scans]
-        rows += outputs.score_rows(paths, outcome.scores, outcome.before_rscon, labels)
+        rows += outputs.score_rows(
+            paths, outcome.scores, outcome.before_rscon, labels, outcome.decision.pred_label
+        )
     outputs.write_scores(out / "scores.csv", rows)
     summaries = {o.dataset.category: o.summary for o in outcomes if o.summary is not None}
     if summaries:
         outputs.write_json(out / "metrics.json", summaries)
+        tabulate.write_results(out, summaries, beside(outcomes, request)[0])
     record = outputs.run_record(
         config,
         seconds=observe.seconds,
@@ -172,6 +223,7 @@ def write_tables(
         request=request,
         scans={o.dataset.category: len(o.dataset.scans) for o in outcomes},
         modality={o.dataset.category: o.modality for o in outcomes},
+        decision={o.dataset.category: decided.record(o.decision) for o in outcomes},
         notes=list(notes),
     )
     outputs.write_json(out / "run.json", record)
@@ -182,5 +234,16 @@ def write_tables(
             record=record,
             summaries=summaries,
             notes=tuple(notes),
+            warnings=[line for o in outcomes for line in warnings(o)],
+            thresholds={
+                o.dataset.category: o.decision.threshold for o in outcomes if o.decision.threshold is not None
+            },
+            decided_by="score_before" if config.decision.score == "map_max" else "score",
         )
         report.write_report(out / "report.html", page, [card for o in outcomes for card in o.cards])
+
+
+def warnings(outcome: Outcome) -> list[str]:
+    """Why a category's decision is missing or doubtful: one line, or none."""
+    warning = outcome.decision.warning
+    return [] if warning is None else [f"{outcome.dataset.category}: {warning}"]

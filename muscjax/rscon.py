@@ -12,6 +12,7 @@ from muscjax.errors import InputError
 from muscjax.types import Array
 
 
+@jax.named_scope("rscon.rescore")
 def rescore(
     scores: Array,
     features: Array,
@@ -52,7 +53,7 @@ def rescore(
     ids, weights = neighbours(features, windows=windows, form=form, valid=valid)
     scores = jnp.where(valid, scores, 0)
     if normalise:
-        scores = _min_max(scores, valid)
+        scores = min_max(scores, valid)
     # C + Σ w (C_j - C) is D⁻¹(M∘W)C, written so that equal scores come back without rounding.
     step = jnp.sum(weights * (scores[ids] - scores[:, None]), axis=1)
     return jnp.where(valid, scores + step, 0)
@@ -75,8 +76,9 @@ def neighbours(
 
     Returns:
         (N, K) int32 rows, the most similar first, with K the largest window or N where that is smaller; and
-        (N, K) float32 weights, the mean over windows of (M∘W)_ij / D_i, halved in the form ``half``; 0 outside
-        of every window and in rows that are not valid. They are negative where products of features are.
+        (N, K) float32 weights, the mean over windows of (M∘W)_ij / D_i, halved in the form ``half``. They are
+        0 outside of every window, in rows that are not valid and towards them, and negative where products
+        of features are.
 
     Raises:
         InputError: no window, a window below 1, or an unknown form.
@@ -101,14 +103,14 @@ def neighbours(
     place = jnp.arange(ids.shape[1], dtype=jnp.int32)
     weights = jnp.zeros_like(products)
     for k in windows:
-        inside = jnp.where(place < jnp.minimum(k, count), products, 0)
+        inside = jnp.where((place < jnp.minimum(k, count))[None], products, 0)
         total = jnp.sum(inside, axis=1, keepdims=True)
         usable = total > 0 if form == "half" else total != 0
         weights += jnp.where(usable, inside / jnp.where(usable, total, 1), 0)
     return ids, weights * ((0.5 if form == "half" else 1.0) / len(windows))
 
 
-def _min_max(scores: Array, valid: Array) -> Array:
+def min_max(scores: Array, valid: Array) -> Array:
     """The valid scores on 0...1; as they are where they are all equal."""
     lowest = jnp.min(jnp.where(valid, scores, jnp.inf))
     span = jnp.max(jnp.where(valid, scores, -jnp.inf)) - lowest

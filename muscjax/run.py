@@ -42,6 +42,8 @@ def run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
         for dataset, kind in zip(plan.datasets, plan.kinds, strict=True):
             loaded = inputs.load(dataset, kind, request, plan.config, observe, say)
             done.append(run_category(loaded, plan, request, observe))
+            for warning in results.warnings(done[-1]):
+                observe.say(warning)
             results.write_tables(out, done, request, plan.config, observe, compiles, notes)
             observe("tables", len(done), len(plan.datasets))
     return done
@@ -50,6 +52,8 @@ def run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
 def run_category(loaded: Inputs, plan: Plan, request: Request, observe: Observer) -> Outcome:
     """Score and write one category."""
     from muscjax import pipeline
+    from muscjax.decision import decide
+    from muscjax.detection import neighbours
 
     extracted = pipeline.extract(
         loaded.images,
@@ -68,12 +72,16 @@ def run_category(loaded: Inputs, plan: Plan, request: Request, observe: Observer
         map_hw=extracted.map_hw,
         progress=observe,
     )
-    scans, prepared = loaded.dataset.scans, loaded.prepared
-    anomaly_maps = np.asarray(detection.anomaly_map)
-    scores, before = np.asarray(detection.pred_score), np.asarray(detection.map_max)
-    source_maps, cards = results.write_scans(
-        scans, prepared, anomaly_maps, scores, before, loaded.kind, request, request.out, observe
+    scores, highest = np.asarray(detection.pred_score), np.asarray(detection.map_max)
+    decision = decide(scores, highest, config=loaded.config.decision)
+    found = results.Found(
+        np.asarray(detection.anomaly_map),
+        scores,
+        highest,
+        decision,
+        neighbours(patch_scores, loaded.config),
     )
-    summary = results.evaluate(scans, prepared, anomaly_maps, source_maps, scores, request)
+    source_maps, cards = results.write_scans(loaded, found, request, observe)
+    summary = results.evaluate(loaded, found, source_maps, request)
     observe("metrics", 1, 1)
-    return Outcome(loaded.dataset, loaded.kind, scores, before, summary, cards)
+    return Outcome(loaded.dataset, loaded.kind, scores, highest, decision, summary, cards)

@@ -70,6 +70,7 @@ def _blocks(array: Array, size: int) -> Array:
     return array.reshape(-1, size, *array.shape[1:])
 
 
+@jax.named_scope("scoring.min_distances")
 def min_distances(
     queries: Array,
     references: Array,
@@ -116,6 +117,7 @@ def min_distances(
     return jnp.sqrt(lax.map(row, _blocks(queries, rows)).reshape(-1, m, r)[:q])
 
 
+@jax.named_scope("scoring.mutual_min_distances")
 def mutual_min_distances(
     features: Array,
     *,
@@ -146,32 +148,37 @@ def mutual_min_distances(
     kernel = functools.partial(
         kernels.min_squared_distances(implementation), precision=precision, refine=refine
     )
-    blocks = _blocks(features, tile)
-    masks = None if valid is None else _blocks(valid, tile)
-    first, second = _tile_pairs(len(blocks))
+    padded, mask = _padded(features, 0, tile), None if valid is None else _padded(valid, 0, tile)
+    size = len(padded)
 
-    def step(pair: Array, distances: Array) -> Array:
-        a, b = first[pair], second[pair]
-        pick = functools.partial(lax.dynamic_index_in_dim, axis=0, keepdims=False)
-        mask_a, mask_b = (None, None) if masks is None else (pick(masks, a), pick(masks, b))
-        rows, cols = kernel(pick(blocks, a), pick(blocks, b), mask_a, mask_b)
-        distances = lax.dynamic_update_slice(distances, cols, (b * tile, 0, a * tile))
-        return lax.dynamic_update_slice(distances, rows, (a * tile, 0, b * tile))
+    def fill(distances: Array, block: int, first: np.ndarray, second: np.ndarray, pairs: Array) -> Array:
+        """The minima of the first ``pairs`` of these pairs of blocks, both directions of each."""
+        pick = functools.partial(lax.dynamic_slice_in_dim, slice_size=block, axis=0)
 
+        def step(pair: Array, distances: Array) -> Array:
+            a, b = (block * jnp.asarray(side, jnp.int32)[pair] for side in (first, second))
+            mask_a, mask_b = (None, None) if mask is None else (pick(mask, a), pick(mask, b))
+            rows, cols = kernel(pick(padded, a), pick(padded, b), mask_a, mask_b)
+            distances = lax.dynamic_update_slice(distances, cols, (b, 0, a))
+            return lax.dynamic_update_slice(distances, rows, (a, 0, b))
+
+        return lax.fori_loop(0, pairs, step, distances)
+
+    squared = jnp.full((size, m, size), jnp.inf)
     tiles = -(-count // tile)
-    size = tile * len(blocks)
-    squared = lax.fori_loop(0, tiles * (tiles + 1) // 2, step, jnp.full((size, m, size), jnp.inf))
+    later, earlier = np.tril_indices(size // tile, -1)  # those of the first t tiles come first
+    if later.size:
+        squared = fill(squared, tile, earlier, later, tiles * (tiles - 1) // 2)
+    if tile > 1:  # inside a tile a whole block would compute every pair twice, and each sample with itself
+        start = tile * np.arange(size // tile)[:, None]
+        later, earlier = ((start + side).reshape(-1) for side in np.tril_indices(tile, -1))
+        squared = fill(squared, 1, earlier, later, tiles * (tile * (tile - 1) // 2))
     ids = jnp.arange(n)
     other = (ids[:, None] != ids[None]) & (ids[None] < count)
     return jnp.where(other[:, None], jnp.sqrt(squared[:n, :, :n]), jnp.inf)
 
 
-def _tile_pairs(tiles: int) -> tuple[Array, Array]:
-    """All pairs a <= b, ordered by b: the first t(t+1)/2 of them are the pairs of the first t tiles."""
-    b, a = np.tril_indices(tiles)
-    return jnp.asarray(a, jnp.int32), jnp.asarray(b, jnp.int32)
-
-
+@jax.named_scope("scoring.map_rows")
 def map_rows(
     image: Array | None,
     points: Array | None,
@@ -204,32 +211,99 @@ def map_rows(
         "precision": precision, "implementation": implementation, "refine": refine, "tile": plan.tile
     }  # fmt: skip
     sides = ((image, None), (points, points_valid))
-    ids = jnp.arange(n, dtype=jnp.int32)
-    block_ids = _blocks(ids, plan.block)
-
-    def finish(image_rows: Array | None, point_rows: Array | None, own: Array) -> Any:
-        ref_valid = (ids[None] != own[:, None]) & (ids[None] < count)
-        return fn(_masked(image_rows, ref_valid), _masked(point_rows, ref_valid), ref_valid, own)
-
     if plan.kind == "symmetric":
         whole_image, whole_points = (
             None if x is None else mutual_min_distances(x, valid=valid, count=count, **kernel)
             for x, valid in sides
         )
+        return map_distances(whole_image, whole_points, fn, block=plan.block, count=count)
 
-        def block(own: Array) -> Any:
-            return finish(_pick(whole_image, own), _pick(whole_points, own), own)
-    else:
+    def block(own: Array) -> Any:
+        image_rows, point_rows = (
+            None if x is None else min_distances(x[own], x, reference_valid=valid, **kernel)
+            for x, valid in sides
+        )
+        return _rows(image_rows, point_rows, fn, own, n, count)
 
-        def block(own: Array) -> Any:
-            image_rows, point_rows = (
-                None if x is None else min_distances(x[own], x, reference_valid=valid, **kernel)
-                for x, valid in sides
-            )
-            return finish(image_rows, point_rows, own)
+    return _map_blocks(block, n, plan.block)
 
-    joined = lax.map(block, block_ids)
+
+def map_distances(
+    image: Array | None,
+    points: Array | None,
+    fn: Callable[[Array | None, Array | None, Array, Array], Any],
+    *,
+    block: int,
+    count: int | Array | None = None,
+) -> Any:
+    """``map_rows`` on distances that are there already, such as ``mutual_min_distances`` gives.
+
+    Args:
+        image: (N, M, N) float32 or None.
+        points: (N, G, N) float32 or None.
+        fn, count: as in ``map_rows``.
+        block: samples whose rows ``fn`` is given at once.
+    """
+    given = [x for x in (image, points) if x is not None]
+    n = given[0].shape[0]
+    count = jnp.asarray(n if count is None else count, jnp.int32)
+    return _map_blocks(lambda own: _rows(_pick(image, own), _pick(points, own), fn, own, n, count), n, block)
+
+
+def _rows(
+    image_rows: Array | None, point_rows: Array | None, fn: Callable, own: Array, n: int, count: Array
+) -> Any:
+    """``fn`` on the rows of the samples ``own``, without themselves and the padding."""
+    ids = jnp.arange(n, dtype=jnp.int32)
+    ref_valid = (ids[None] != own[:, None]) & (ids[None] < count)
+    return fn(_masked(image_rows, ref_valid), _masked(point_rows, ref_valid), ref_valid, own)
+
+
+def _map_blocks(function: Callable[[Array], Any], n: int, block: int) -> Any:
+    """``function`` of the numbers of ``block`` samples at a time, joined along the leading axis."""
+    joined = lax.map(function, _blocks(jnp.arange(n, dtype=jnp.int32), block))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], joined)
+
+
+def sample_distances(
+    features: Array,
+    sample: int | Array,
+    *,
+    plan: Plan,
+    valid: Array | None = None,
+    precision: str = "float32",
+    implementation: str = "xla",
+    refine: bool = False,
+) -> Array:
+    """One sample's rows of distances by the products of ``map_rows``, so that the rounding is the same.
+
+    Args:
+        features: (N, M, C) float32. sample: its number; may be traced.
+        plan, valid, precision, implementation, refine: as for ``map_rows``.
+
+    Returns:
+        (M, N) float32; inf where a reference has no valid patch. The sample itself is among them.
+    """
+    kernel: dict[str, Any] = {"precision": precision, "refine": refine}
+    pick = functools.partial(lax.dynamic_index_in_dim, axis=0, keepdims=False)
+    if plan.kind == "rows":
+        ids = pick(_blocks(jnp.arange(len(features), dtype=jnp.int32), plan.block), sample // plan.block)
+        kernel |= {"implementation": implementation, "tile": plan.tile}
+        rows = min_distances(features[ids], features, reference_valid=valid, **kernel)
+        return pick(rows, sample % plan.block)
+    products = kernels.min_squared_distances(implementation)
+    blocks = _blocks(features, plan.tile)
+    masks = None if valid is None else _blocks(valid, plan.tile)
+    own = sample // plan.tile
+
+    def against(other: Array) -> Array:  # (M, tile)
+        a, b = jnp.minimum(own, other), jnp.maximum(own, other)
+        mask_a, mask_b = (None, None) if masks is None else (pick(masks, a), pick(masks, b))
+        rows, columns = products(pick(blocks, a), pick(blocks, b), mask_a, mask_b, **kernel)
+        return pick(jnp.where(own == a, rows, columns), sample % plan.tile)
+
+    found = lax.map(against, jnp.arange(len(blocks), dtype=jnp.int32))
+    return jnp.sqrt(jnp.moveaxis(found, 0, 1).reshape(features.shape[1], -1)[:, : len(features)])
 
 
 def _masked(rows: Array | None, ref_valid: Array) -> Array | None:
@@ -240,6 +314,12 @@ def _pick(rows: Array | None, ids: Array) -> Array | None:
     return None if rows is None else rows[ids]
 
 
+def interval_size(fraction: float, count: int) -> int:
+    """k of Eq. 9: how many of ``count`` reference distances are averaged; at least one."""
+    return min(max(1, int(fraction * count)), max(count, 1))
+
+
+@jax.named_scope("scoring.interval_average")
 def interval_average(distances: Array, fraction: float, valid: Array | None = None) -> Array:
     """Mean of the ``k = max(1, floor(fraction · R))`` smallest distances of each row (Eq. 9).
 
@@ -256,7 +336,7 @@ def interval_average(distances: Array, fraction: float, valid: Array | None = No
     size = distances.shape[-1]
     distances = distances if valid is None else jnp.where(valid, distances, jnp.inf)
     counted = jnp.sum(jnp.isfinite(distances), axis=-1)
-    sizes = np.asarray([min(max(1, int(fraction * r)), max(r, 1)) for r in range(size + 1)], np.int32)
+    sizes = np.asarray([interval_size(fraction, r) for r in range(size + 1)], np.int32)
     k = jnp.asarray(sizes)[counted]
     smallest = jnp.expand_dims(k, -1) > lax.broadcasted_iota(jnp.int32, distances.shape, distances.ndim - 1)
     total = jnp.sum(

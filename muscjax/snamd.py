@@ -74,6 +74,7 @@ def adaptive_average_pool(x: Array, size: int) -> Array:
     return total * share.reshape((1,) * (x.ndim - 1) + (size,))
 
 
+@jax.named_scope("snamd.pool_grid")
 def pool_grid(
     tokens: Array, config: SnamdConfig, *, weight: Weight = exp_similarity, combine: Combine | None = None
 ) -> Array:
@@ -172,6 +173,7 @@ def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.matmul(x * x, ones, precision=jax.lax.Precision.HIGHEST))
 
 
+@jax.named_scope("snamd.pool_groups")
 def pool_groups(
     tokens: Array,
     groups: PointGroups,

@@ -15,6 +15,9 @@ from typing import dataclass_transform
 import jax
 import numpy as np
 
+from muscjax.camera import Camera as Camera
+from muscjax.frame import Frame as Frame
+
 Array = jax.Array
 
 
@@ -77,20 +80,6 @@ class PatchScores:
     salient: Array  # (N, D) float32, [2D | 3D] feature at the highest patch (group)
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """How a scan was brought to working size; hashable, so that undoing it can be compiled.
-
-    The source is padded with zeros by ``pad`` = (top, bottom, left, right), then cut to ``crop`` =
-    (top, left, height, width) of the padded image (None: all of it), then resized to ``working_hw``.
-    """
-
-    source_hw: tuple[int, int]
-    working_hw: tuple[int, int]
-    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
-    crop: tuple[int, int, int, int] | None = None
-
-
 @_pytree
 class Detection:
     """What a run says about each scan; field names follow anomalib's."""
@@ -99,3 +88,6 @@ class Detection:
     pred_score: Array  # (N,) float32, after RsCon
     map_max: Array  # (N,) float32, the maximum of each map: the score before normalisation and RsCon
     patch_scores: PatchScores
+    # None until `muscjax.decision.labelled`, or where it cannot decide
+    pred_label: Array | np.ndarray | None = None  # (N,) bool
+    pred_mask: Array | np.ndarray | None = None  # (N, H, W) bool, empty for scans called normal

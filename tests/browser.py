@@ -110,15 +110,34 @@ class Page:
                 raise TimeoutError(f"not true after {seconds:g} s: {expression}; problems: {self.problems}")
             time.sleep(0.05)
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, *, shift: bool = False) -> None:
         """A key by its name in the DOM, such as ``ArrowLeft`` or ``s``."""
         code = _CODES.get(key, ord(key[0].upper()))
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                modifiers=8 if shift else 0,
+            )
 
     def point(self, x: float, y: float) -> None:
         """Move the mouse there, in pixels of the window."""
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self._mouse("mouseMoved", x, y)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """From one place to another with the left button down."""
+        self._mouse("mousePressed", *start, button="left", buttons=1, clickCount=1)
+        self._mouse("mouseMoved", *end, button="left", buttons=1)
+        self._mouse("mouseReleased", *end, button="left", clickCount=1)
+
+    def wheel(self, x: float, y: float, by: float) -> None:
+        """Turn the mouse's wheel at a place; towards the user is positive."""
+        self._mouse("mouseWheel", x, y, deltaX=0, deltaY=by)
+
+    def _mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]

@@ -98,7 +98,7 @@ def test_detect_both_modalities_writes_everything(run, weights, tmp_path):
     assert [float(r["score"]) for r in rows] == sorted((float(r["score"]) for r in rows), reverse=True)
     metrics = json.loads((out / "metrics.json").read_text())["part"]
     assert set(metrics["pixel"]) >= {"auroc", "f1_max", "ap", "aupro_musc", "aupro_mvtec", "hit_rate"}
-    assert metrics["yardstick"]["name"] == "blurred mask"
+    assert [yardstick["name"] for yardstick in metrics["yardsticks"]] == ["foreground mask", "blurred mask"]
     record = json.loads((out / "run.json").read_text())
     assert record["config"]["input"]["image_size"] == 32
     assert record["versions"]["jax"]

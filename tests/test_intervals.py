@@ -35,9 +35,12 @@ def test_one_resample_equals_the_metrics_of_the_drawn_scans(levels):
     labels, scores = masks.any((1, 2)), maps.max((1, 2))
     draw = np.array([[2, 0, 1, 1, 1]])
     rows = np.repeat(np.arange(5), draw[0])
-    found = _resample_pixels(list(masks), list(maps), draw, 10_000, 0.3)
+    inside = np.zeros_like(masks)
+    inside[:, 2:11, 3:12] = True
+    found = _resample_pixels(list(masks), list(maps), draw, 10_000, 0.3, list(inside))
     expected = metrics.pixel_metrics(masks[rows], maps[rows])
-    for name in ("auroc", "f1_max", "ap", "aupro_mvtec"):
+    expected["foreground_ap"] = metrics.foreground_ap(masks[rows], maps[rows], inside[rows])
+    for name in ("auroc", "f1_max", "ap", "aupro_mvtec", "foreground_ap"):
         np.testing.assert_allclose(found[name][0], expected[name], rtol=0, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(found["hit_rate"][0], metrics.hit_rate(masks[rows], maps[rows]), atol=1e-12)
     image = metrics.image_metrics(labels[rows], scores[rows])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 
@@ -15,9 +14,8 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
-from muscjax import config, metrics, outputs
+from muscjax import config, outputs
 from muscjax.errors import InputError
 
 
@@ -250,53 +248,6 @@ def test_json_holds_plain_values_only(tmp_path):
     with pytest.raises(TypeError, match="complex"):
         outputs.write_json(tmp_path / "y.json", {"z": 1j})
     assert not (tmp_path / "y.json").exists()
-
-
-def summaries():
-    rng = np.random.default_rng(0)
-    masks = np.zeros((6, 24, 24), bool)
-    masks[:4, 5:12, 6:10] = True
-    maps = rng.random(masks.shape) + masks
-    one = metrics.summary(
-        labels=masks.any((1, 2)),
-        scores=maps.max((1, 2)),
-        masks=masks,
-        maps=maps,
-        foreground=np.pad(np.ones((6, 16, 16)), ((0, 0), (4, 4), (4, 4))),
-    )
-    none = metrics.summary(labels=np.zeros(6), scores=maps.max((1, 2)), masks=masks * 0, maps=maps)
-    return one, none
-
-
-def text_of(found, width=80) -> str:
-    console = Console(width=width, file=io.StringIO())
-    outputs.print_metrics(console, found)
-    return console.file.getvalue()
-
-
-def test_metrics_table_puts_the_yardstick_under_each_category():
-    one, none = summaries()
-    text = text_of({"gland": one})
-    lines = text.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.lstrip().startswith("gland "))
-    assert f"{100 * one['pixel']['ap']:.1f}" in lines[at]
-    assert "blurred mask" in lines[at + 1]
-    assert f"{100 * one['yardstick']['pixel']['auroc']:.1f}" in lines[at + 1]
-    assert "mean" not in text
-    assert "6 scans, 4 defective, maps 24×24" in text
-    assert "by chance" in text
-    # Eighty columns, the width of a terminal that is not one, hold every number.
-    assert max(map(len, lines[: at + 2])) <= 80
-    assert "…" not in text
-
-    both = text_of({"gland": one, "pot[red]ato": none})
-    assert "pot[red]ato: no scan is defective, so there is no image auroc" in both
-    assert "nan" not in both.lower()
-    mean = next(line for line in both.splitlines() if line.strip().startswith("mean"))
-    assert set(mean.split()[1:]) == {"-"}
-    twice = text_of({"a": one, "b": one})
-    mean = next(line for line in twice.splitlines() if line.strip().startswith("mean"))
-    assert f"{100 * one['pixel']['aupro_mvtec']:.1f}" in mean
 
 
 def test_run_record_names_what_a_reader_needs(tmp_path):

@@ -1,8 +1,6 @@
-"""Plane removal, the largest cluster, padding, and the cache."""
+"""Plane removal, clusters, the rules of both data sets, padding."""
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 import pytest
@@ -45,6 +43,9 @@ class TestLargestCluster:
     def test_equals_dbscan(self, points, eps, min_points):
         got = preprocess.largest_cluster(points, eps=eps, min_points=min_points)
         np.testing.assert_array_equal(got, dbscan_largest(points.astype(float), eps, min_points))
+        labels = DBSCAN(eps=eps, min_samples=min_points).fit(points.astype(float)).labels_
+        got = preprocess.clusters(points, eps=eps, min_points=min_points)
+        np.testing.assert_array_equal(got, labels)
 
     def test_equals_dbscan_on_two_objects_with_a_bridge(self):
         # 3,000 points, dense cells, and a chain whose links are border points of either side
@@ -151,6 +152,66 @@ class TestForeground:
         preprocess.find_foreground(xyz)
 
 
+class TestEyecandies:
+    """A wall at some depth, a floor at the highest y, a dim ball in front and a bright small one."""
+
+    def scan(self):
+        rng = np.random.default_rng(0)
+        rows, columns = np.mgrid[:60, :60]
+        xyz = np.stack([columns * 0.008 - 0.24, rows * 0.008 - 0.24, np.full((60, 60), 2.0)], axis=-1)
+        xyz += 0.0031  # no coordinate is 0
+        floor, dim, bright = (np.zeros((60, 60), bool) for _ in range(3))
+        floor[50:] = True
+        xyz[floor, 1] = 0.29
+        dim[10:30, 5:30] = True
+        bright[35:45, 40:55] = True
+        xyz[dim, 2], xyz[bright, 2] = 1.5, 1.2
+        rest = ~(floor | dim | bright)
+        xyz[rest, 2] += rng.uniform(1, 50, rest.sum())  # far and scattered: noise
+        xyz[0, 0] = 0
+        rgb = np.full((60, 60, 3), 20, np.uint8)
+        rgb[dim], rgb[bright] = (60, 60, 60), (90, 40, 80)
+        rgb[floor] = 255
+        return xyz.astype(np.float32), rgb, floor, dim, bright
+
+    def test_brightest_cluster_off_the_ground(self):
+        xyz, rgb, _, _, bright = self.scan()
+        found = preprocess.eyecandies.find_foreground(xyz, rgb)
+        assert found.note == ""
+        np.testing.assert_array_equal(found.mask, bright)
+
+    def test_ground_stays_where_the_original_keeps_it(self):
+        xyz, rgb, floor, _, _ = self.scan()
+        found = preprocess.eyecandies.find_foreground(xyz, rgb, ground=False)
+        np.testing.assert_array_equal(found.mask, floor)
+        assert "GummyBear" in preprocess.eyecandies.WITHOUT_GROUND
+
+    def test_without_an_image_the_largest(self):
+        xyz, _, _, dim, _ = self.scan()
+        found = preprocess.eyecandies.find_foreground(xyz, None)
+        np.testing.assert_array_equal(found.mask, dim)
+        assert "no image" in found.note
+
+    def test_isolated_and_empty(self):
+        xyz, rgb, _, _, _ = self.scan()
+        found = preprocess.eyecandies.find_foreground(xyz * np.float32(100), rgb)
+        assert "all isolated" in found.note
+        assert found.mask.any()
+        found = preprocess.eyecandies.find_foreground(np.zeros_like(xyz), rgb)
+        assert not found.mask.any()
+        assert "no point" in found.note
+
+    def test_equals_the_rule_written_out(self):
+        xyz, rgb, _, _, _ = self.scan()
+        valid = (xyz != 0).all(-1)
+        y = xyz[..., 1]
+        keep = valid & ((y - y[valid].min()) / (y[valid].max() - y[valid].min()) <= 0.99)
+        labels = DBSCAN(eps=0.03, min_samples=30).fit(xyz[keep].astype(float)).labels_
+        brightest = max(range(labels.max() + 1), key=lambda k: rgb[keep][labels == k].mean())
+        keep[keep] = labels == brightest
+        np.testing.assert_array_equal(preprocess.eyecandies.find_foreground(xyz, rgb).mask, keep)
+
+
 class TestRemovedPixels:
     def test_missing_depth_follows_the_nearest(self):
         valid = np.array([[1, 0, 0, 0, 1, 1, 0]], bool)
@@ -180,89 +241,6 @@ class TestRemovedPixels:
 )
 def test_pad_to_square(hw, pad):
     assert preprocess.pad_to_square(hw) == pad
-
-
-class TestCache:
-    def read_count(self):
-        calls = []
-
-        def read():
-            calls.append(1)
-            return layouts.xyz_scan()
-
-        return read, calls
-
-    def test_second_time_reads_nothing(self, tmp_path):
-        read, calls = self.read_count()
-        first = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        second = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        assert len(calls) == 1
-        np.testing.assert_array_equal(first.mask, second.mask)
-        assert first.note == second.note
-        assert not list(tmp_path.rglob("*.tmp"))
-
-    def test_key_holds_content_units_and_numbers(self, tmp_path):
-        read, calls = self.read_count()
-        for content, units, config in [
-            (b"scan", "auto", CleanConfig()),
-            (b"other", "auto", CleanConfig()),
-            (b"scan", "mm", CleanConfig()),
-            (b"scan", "auto", CleanConfig(version=99)),
-            (b"scan", "auto", CleanConfig(eps_m=0.007)),
-        ]:
-            preprocess.cached_foreground(content, read, units=units, cache_dir=tmp_path, config=config)
-        assert len(calls) == 5
-
-    @pytest.mark.parametrize("damage", [b"", b"something else", None])
-    def test_corrupt_entry_is_computed_again(self, tmp_path, damage):
-        read, calls = self.read_count()
-        first = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        (entry,) = tmp_path.rglob("*.mask")
-        whole = entry.read_bytes()
-        entry.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-        again = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        assert len(calls) == 2
-        np.testing.assert_array_equal(first.mask, again.mask)
-        preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        assert len(calls) == 2
-
-    def test_one_flipped_byte_anywhere_never_changes_the_mask(self, tmp_path):
-        read, calls = self.read_count()
-        first = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        (entry,) = tmp_path.rglob("*.mask")
-        whole = entry.read_bytes()
-        for at in range(0, len(whole), 11):
-            entry.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
-            again = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-            np.testing.assert_array_equal(first.mask, again.mask)
-        assert len(calls) == 1 + len(range(0, len(whole), 11))
-
-    def test_cache_that_cannot_be_written_is_said(self, tmp_path):
-        (tmp_path / "foreground").write_text("a file where the folder should be")
-        read, _ = self.read_count()
-        found = preprocess.cached_foreground(b"scan", read, cache_dir=tmp_path)
-        assert "cache not written" in found.note
-        assert found.mask.any()
-
-    def test_threads_share_it(self, tmp_path):
-        masks = []
-
-        def work():
-            masks.append(preprocess.cached_foreground(b"scan", layouts.xyz_scan, cache_dir=tmp_path).mask)
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(masks) == 4
-        assert all((mask == masks[0]).all() for mask in masks)
-
-    def test_root_follows_the_environment(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("MUSCJAX_CACHE", str(tmp_path))
-        assert preprocess.cache_root() == tmp_path
-        monkeypatch.delenv("MUSCJAX_CACHE")
-        assert preprocess.cache_root().parts[-2:] == (".cache", "muscjax")
 
 
 @pytest.mark.real

@@ -59,6 +59,9 @@ def test_points_only_with_snamd(place):
     found, _ = detect(place, "points", "--modality", "points")
     assert found["pixel"]["ap"] >= 0.075
     assert found["pixel"]["aupro_musc"] >= 0.75
+    trivial = next(y["pixel"] for y in found["yardsticks"] if y["name"] == "blurred mask")
+    for name, recorded in (("auroc", 0.931), ("f1_max", 0.051), ("ap", 0.022), ("aupro_musc", 0.834)):
+        assert trivial[name] == pytest.approx(recorded, abs=0.001), name
 
 
 def test_points_only_without_snamd(place):

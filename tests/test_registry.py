@@ -249,7 +249,7 @@ def test_killed_download_leaves_nothing_that_is_trusted(tiny, server, cache):
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(cache.glob("downloads/.*.partial")) and time.monotonic() < deadline:
+    while not list(cache.glob("downloads/.*.tmp")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -263,13 +263,13 @@ def test_killed_download_leaves_nothing_that_is_trusted(tiny, server, cache):
 def test_killed_conversion_leaves_nothing_that_is_trusted(tiny, cache, tmp_path):
     code = (
         "import os\nfrom muscjax.backbones import params\nfrom weights_convert import convert\n"
-        "params.os.replace = lambda *_: os._exit(9)\n"
+        "os.replace = lambda *_: os._exit(9)\n"
         f"convert({str(tmp_path / 'small.safetensors')!r}, {str(registry.converted_path('tiny'))!r})"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     left = visible(cache)
     assert len(left) == 1
-    assert left[0].endswith(".partial")
+    assert left[0].endswith(".tmp")
     assert not registry.table()[0].cached
     load()
 

@@ -195,3 +195,46 @@ def test_vmap():
 def test_unusable_options(keywords):
     with pytest.raises(InputError, match=r"^rscon\.(windows|form): found .*, expected"):
         rscon.rescore(*sample(7), **keywords)
+
+
+_neighbours = jax.jit(rscon.neighbours, static_argnames=("windows", "form"))
+
+
+def spread(ids, weights, n):
+    """Weights at their columns: (n, n) from (N, K), of which the rows from n on are padding."""
+    out = np.zeros((n, len(ids)))
+    np.add.at(out, (np.arange(n)[:, None], np.asarray(ids)[:n]), np.asarray(weights)[:n])
+    assert not out[:, n:].any()
+    return out[:, :n]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize(("windows", "form"), [((2, 5), "windows"), ((7,), "half")])
+def test_eq_13_14_weights_of_the_neighbours(windows, form, compiled):
+    _, features = sample(3, n=6)
+    ids, weights = (_neighbours if compiled else rscon.neighbours)(features, windows=windows, form=form)
+    assert ids.shape == weights.shape == (6, min(max(windows), 6))
+    order = np.argsort(-(features @ features.T), axis=1, kind="stable")
+    np.testing.assert_array_equal(ids, order[:, : ids.shape[1]])
+    expected = reference.weights(features, windows, form)
+    np.testing.assert_allclose(spread(ids, weights, 6), expected, atol=TOLERANCE, rtol=0)
+
+
+@given(SEEDS, COUNTS)
+def test_the_weights_are_those_that_rescore_mixes_with(seed, n):
+    scores, features = sample(seed, n)
+    features[0] = 0  # no neighbour counts: all of the score is its own
+    values, rows, valid = padded(scores, features)
+    for form, windows in (("windows", (1, 7)), ("half", (7,))):
+        ids, weights = _neighbours(rows, windows=windows, form=form, valid=valid)
+        mixing = spread(ids, weights, n)
+        assert not mixing[0].any()
+        assert not np.asarray(weights)[n:].any()
+        mixed = mixing @ scores + (1 - mixing.sum(axis=1)) * scores
+        found = _rescore(values, rows, windows=windows, form=form, normalise=False, valid=valid)[:n]
+        np.testing.assert_allclose(found, mixed, atol=TOLERANCE, rtol=0)
+
+
+def test_neighbours_refuse_what_rescore_refuses():
+    with pytest.raises(InputError, match=r"^rscon\.windows: found \(0,\), expected"):
+        rscon.neighbours(sample(7)[1], windows=(0,))

@@ -44,6 +44,11 @@ def fpfh(cloud: Cloud, groups: PointGroups, config: FpfhConfig) -> jax.Array:
       ValueError: ``full_resolution`` without ``cloud.surface``.
     """
     chex.assert_rank([cloud.points_m, groups.indices], 2)
+    return group_means(cloud_fpfh(cloud, config), groups.indices)
+
+
+def cloud_fpfh(cloud: Cloud, config: FpfhConfig) -> jax.Array:
+    """FPFH of every working point, whatever the groups: (P, 33) float32. As ``fpfh``, which averages it."""
     scale = cloud_radius(cloud.points_m, cloud.valid) if config.unit == "relative" else jnp.float32(1.0)
     if config.full_resolution:
         if cloud.surface is None:
@@ -52,8 +57,12 @@ def fpfh(cloud: Cloud, groups: PointGroups, config: FpfhConfig) -> jax.Array:
         points, valid, rows = surface.points_m, surface.valid, surface.row
     else:
         points, valid, rows = cloud.points_m, cloud.valid, None
-    per_point = point_fpfh(points, valid, config, scale=scale, rows=rows)
-    pooled = _map_blocks(lambda index: jnp.mean(_rows(per_point, index), axis=1), groups.indices)
+    return point_fpfh(points, valid, config, scale=scale, rows=rows)
+
+
+def group_means(per_point: jax.Array, indices: jax.Array) -> jax.Array:
+    """The mean of each group's points, scaled to length 1: (P, C), (G, K) to (1, G, C)."""
+    pooled = _map_blocks(lambda index: jnp.mean(_rows(per_point, index), axis=1), indices)
     length = jnp.sqrt(jnp.sum(pooled * pooled, axis=1, keepdims=True))
     return (pooled / jnp.where(length > 0, length, jnp.float32(1.0)))[None]
 

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from muscjax.backbones.params import replacing, sha256
+from muscjax.backbones.params import sha256
 from muscjax.errors import InputError
-from muscjax.files import cache_root
+from muscjax.files import cache_root, replaced, replacing
 
 _TIMEOUT = 20  # seconds without an answer
 _CHUNK = 1 << 20
@@ -117,8 +117,8 @@ def recorded(key: str) -> str | None:
 
 def record(key: str, value: str) -> None:
     entries = _ledger() | {key: value}
-    with replacing(_ledger_path()) as temporary:
-        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    with replaced(_ledger_path()) as file:
+        file.write((json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _ledger_path() -> Path:

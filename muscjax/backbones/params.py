@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,7 +24,7 @@ import numpy as np
 
 from muscjax.backbones import point_mae, vit
 from muscjax.errors import InputError
-from muscjax.files import umask
+from muscjax.files import replacing
 
 FORMAT = "muscjax-1"
 Kind = Literal["image", "points"]
@@ -141,30 +140,6 @@ def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             file.seek(start + entry["data_offsets"][0])
             shape = tuple(entry["shape"])
             yield name, np.fromfile(file, "<f4", math.prod(shape)).reshape(shape)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the same folder that becomes ``path`` on success and vanishes otherwise.
-
-    A process that is killed leaves at most a hidden ``.partial`` file, which nothing reads.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        try:
-            os.chmod(temporary, 0o666 & ~umask())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

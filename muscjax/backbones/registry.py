@@ -15,7 +15,7 @@ from muscjax.backbones.fetch import Source, download_path, fetch, record, record
 from muscjax.backbones.layers import HIGHEST, Implementation
 from muscjax.backbones.network import ImageBackbone, PointBackbone, image_backbone, point_backbone
 from muscjax.errors import InputError
-from muscjax.files import cache_root
+from muscjax.files import cache_root, replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +287,7 @@ def ensure(entry: Entry, *, progress: bool = True) -> Path:
     published = fetch(entry.name, entry.source, alternative=_alternative(entry.kind), progress=progress)
     from weights_convert import convert
 
-    with params.replacing(path) as temporary:
+    with replacing(path) as temporary:
         convert(
             published,
             temporary,

@@ -7,8 +7,13 @@ from typing import NoReturn
 
 import typer
 
+from muscjax.cli.ablate import ablate
+from muscjax.cli.compare import compare
 from muscjax.cli.detect import detect
+from muscjax.cli.evaluate import evaluate
+from muscjax.cli.explain import explain
 from muscjax.cli.lines import demo, synth
+from muscjax.cli.profile import profile
 from muscjax.cli.tools import backbones, convert, doctor
 from muscjax.errors import InputError
 
@@ -30,9 +35,14 @@ def _root() -> None:
 
 for verb in (
     detect,
+    evaluate,
+    compare,
+    ablate,
+    explain,
     demo,
     synth,
     doctor,
+    profile,
     convert,
     backbones,
 ):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muscjax.errors import InputError
+from muscjax.cli import options
 
 
 def detect(
@@ -15,60 +15,46 @@ def detect(
     out: Annotated[Path, typer.Option(help="Folder for maps, overlays, scores and metrics.")] = Path(
         "muscjax-out"
     ),
-    modality: Annotated[str, typer.Option(help="auto, image, points or both.")] = "auto",
-    image_backbone: Annotated[
-        str, typer.Option(help="texture (no weights), a converted file or a name.")
-    ] = "texture",
-    point_backbone: Annotated[
-        str, typer.Option(help="fpfh (no weights), a converted file or a name.")
-    ] = "fpfh",
-    layout: Annotated[str, typer.Option(help="auto, mvtec3d, mvtec or folder.")] = "auto",
-    category: Annotated[
-        str | None, typer.Option(help="One category of the data set; all by default.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Folder of the scans in layouts with splits.")] = "test",
-    preset: Annotated[str | None, typer.Option(help="released (default) or paper.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a table per stage.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One field, such as cae.confidence=false; repeatable.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the backbone's input, pixels.")] = None,
-    map_size: Annotated[int | None, typer.Option(help="Side of maps, masks and XYZ, pixels.")] = None,
+    modality: options.Modality = "auto",
+    image_backbone: options.ImageBackbone = "texture",
+    point_backbone: options.PointBackbone = "fpfh",
+    layout: options.Layout = "auto",
+    category: options.Category = None,
+    split: options.Split = "test",
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    set_: options.Assignments = None,
+    image_size: options.ImageSize = None,
+    map_size: options.MapSize = None,
     metric_size: Annotated[str, typer.Option(help="working or original.")] = "working",
-    subsets: Annotated[int | None, typer.Option(help="Parts that are scored apart.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the division into parts.")] = None,
-    memory_budget: Annotated[str | None, typer.Option(help="Such as 4GiB.")] = None,
-    units: Annotated[str, typer.Option(help="Of the XYZ files: m, mm or auto.")] = "auto",
-    clean: Annotated[bool, typer.Option(help="Remove the ground plane and outliers of XYZ scans.")] = True,
+    subsets: options.Subsets = None,
+    seed: options.Seed = None,
+    memory_budget: options.MemoryBudget = None,
+    false_alarm_rate: options.FalseAlarms = None,
+    units: options.Units = "auto",
+    clean: options.Clean = True,
     overlays: Annotated[bool, typer.Option(help="Write a picture per scan.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no table.")] = False,
 ) -> None:
     """Score every scan of PATH by all the others and write heat maps and a ranked list."""
-    for name, value, choices in (
-        ("--modality", modality, ("auto", "image", "points", "both")),
-        ("--metric-size", metric_size, ("working", "original")),
-        ("--units", units, ("auto", "m", "mm")),
-    ):
-        if value not in choices:
-            raise InputError(f"{name}: found {value!r}, expected one of {', '.join(choices)}")
-    from muscjax import config as configuration
-
-    chosen = configuration.from_toml(config) if config else configuration.preset(preset or "released")
-    if config and preset:
-        raise InputError("--preset and --config: give one of them; a file may name its preset")
-    short = {
-        "input.image_size": image_size,
-        "input.map_size": map_size,
-        "run.subsets": subsets,
-        "run.seed": seed,
-        "run.memory_budget": None if memory_budget is None else configuration.parse_bytes(memory_budget),
-    }
-    assignments = [f"{field}={value}" for field, value in short.items() if value is not None]
-    chosen = configuration.override(chosen, *assignments, *(set_ or ()))
+    options.one_of("--modality", modality, options.MODALITIES)
+    options.one_of("--metric-size", metric_size, ("working", "original"))
+    options.one_of("--units", units, options.UNITS)
+    chosen = options.configured(
+        preset,
+        config,
+        set_,
+        image_size=image_size,
+        map_size=map_size,
+        subsets=subsets,
+        seed=seed,
+        memory_budget=memory_budget,
+        false_alarm_rate=false_alarm_rate,
+    )
 
     from rich.console import Console
 
-    from muscjax import outputs, runtime
+    from muscjax import results, runtime, tabulate
     from muscjax.console import watch
     from muscjax.requests import Request
     from muscjax.run import run
@@ -95,9 +81,14 @@ def detect(
     console = Console()
     summaries = {o.dataset.category: o.summary for o in outcomes if o.summary is not None}
     if summaries:
-        outputs.print_metrics(console, summaries)
+        beside, why_not = results.beside(outcomes, request)
+        tabulate.print_metrics(console, summaries, beside, notes=[why_not] if why_not else ())
     for outcome in outcomes:
         top = sorted(zip(-outcome.scores, outcome.dataset.scans, strict=True), key=lambda pair: pair[0])[:3]
         names = ", ".join(scan.name for _, scan in top)
+        if outcome.decision.pred_label is not None:
+            called = f"called defective: {int(outcome.decision.pred_label.sum())} of {len(outcome.scores)}"
+            alarms = f"expected false alarms {outcome.decision.expected_false_alarms:.1f}"
+            console.print(f"{outcome.dataset.category}: {called} ({alarms})", markup=False, highlight=False)
         console.print(f"most anomalous: {names}", markup=False, emoji=False, highlight=False, soft_wrap=True)
     console.print(f"results: {out}", markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from muscjax.cli import options
+
 
 def doctor(
     path: Annotated[
         Path | None, typer.Argument(help="A data set to examine; none: this machine only.")
     ] = None,
-    layout: Annotated[str, typer.Option(help="auto, mvtec3d, mvtec or folder.")] = "auto",
-    category: Annotated[
-        str | None, typer.Option(help="One category of the data set; all by default.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Folder of the scans in layouts with splits.")] = "test",
+    layout: options.Layout = "auto",
+    category: options.Category = None,
+    split: options.Split = "test",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bars.")] = False,
 ) -> None:
     """Versions, devices and memory; of a data set, every fault at once and what a run will need."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from muscjax.datasets import folder, mvtec, mvtec3d
+from muscjax.datasets import btad, eyecandies, folder, mpdd, mvtec, mvtec3d, visa
 from muscjax.datasets.tree import Dataset, Modality
 from muscjax.errors import InputError
 
@@ -24,8 +24,17 @@ class Layout(Protocol):
     def read(self, path: Path, *, category: str | None, split: str, modality: Modality) -> list[Dataset]: ...
 
 
-# In the order of recognition: a plain folder matches whatever holds images, so it comes last.
-LAYOUTS: dict[str, Layout] = {mvtec3d.NAME: mvtec3d, mvtec.NAME: mvtec, folder.NAME: folder}
+# In the order of recognition. VisA (converted) and MPDD have the tree of MVTec AD and are told apart by
+# names, BTAD by its folders, so they come before it; a plain folder matches whatever holds images: last.
+LAYOUTS: dict[str, Layout] = {
+    mvtec3d.NAME: mvtec3d,
+    eyecandies.NAME: eyecandies,
+    visa.NAME: visa,
+    mpdd.NAME: mpdd,
+    btad.NAME: btad,
+    mvtec.NAME: mvtec,
+    folder.NAME: folder,
+}
 
 
 def open_dataset(
@@ -37,7 +46,10 @@ def open_dataset(
     modality: Modality = "auto",
     strict: bool = True,
 ) -> list[Dataset]:
-    """The data sets under ``path``, one per category. Folders are listed, no file is opened.
+    """The data sets under ``path``, one per category.
+
+    Folders are listed; no file is opened but those that hold labels: a CSV split, ``labels.csv``, Eyecandies'
+    ``metadata.yaml``, and masks where nothing else tells good from defective.
 
     Args:
       path: a category, a folder of categories, or a plain folder of images.

@@ -31,7 +31,7 @@ for _name in ("tifffile", "PIL"):
 
 
 @contextlib.contextmanager
-def _readable(path: Path, kind: str) -> Iterator[None]:
+def readable(path: Path, kind: str) -> Iterator[None]:
     """Whatever a decoder raises within becomes one line about ``path``.
 
     Decoders of damaged files raise nearly any type: OSError, SyntaxError, TypeError, struct.error, ...
@@ -54,10 +54,27 @@ def _open_image(path: Path, *, decode: bool) -> PillowImage:
     """The image at ``path``; the file is closed again. Only its header is read unless ``decode``."""
     from PIL import Image
 
-    with _readable(path, "image"), Image.open(path) as image:
-        if decode:
-            image.load()
-        return image
+    try:
+        with readable(path, "image"), Image.open(path) as image:
+            if decode:
+                image.load()
+            return image
+    except InputError as error:
+        # Pillow has no mode for three channels of float32, which is what an XYZ map is
+        if path.suffix.lower() in (".tif", ".tiff") and _is_xyz(path):
+            raise InputError(f"{error}; it is an XYZ map: {_AS_POINTS}") from None
+        raise
+
+
+_AS_POINTS = "put it in a folder named xyz, or ask for --modality points"
+
+
+def _is_xyz(path: Path) -> bool:
+    try:
+        xyz_hw(path)
+    except InputError:
+        return False
+    return True
 
 
 def image_hw(path: Path) -> tuple[int, int]:
@@ -132,7 +149,7 @@ def xyz_hw(path: Path) -> tuple[int, int]:
     """
     import tifffile
 
-    with _readable(path, "XYZ map"):
+    with readable(path, "XYZ map"):
         if path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         else:
@@ -159,7 +176,7 @@ def load_xyz(path: Path, *, units: Units = "auto") -> np.ndarray:
 
 def read_bytes(path: Path) -> bytes:
     """The file as it is; InputError where it cannot be read."""
-    with _readable(path, "file"):
+    with readable(path, "file"):
         return path.read_bytes()
 
 
@@ -167,9 +184,8 @@ def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarr
     """``load_xyz`` of bytes that were read already; ``path`` names them and tells their format."""
     import tifffile
 
-    if units not in ("m", "mm", "auto"):
-        raise InputError(f"units: found {units!r}, expected m, mm or auto")
-    with _readable(path, "XYZ map"):
+    check_units(units)
+    with readable(path, "XYZ map"):
         if path.suffix.lower() == ".npy":
             stored = np.load(io.BytesIO(content), allow_pickle=False)
         else:
@@ -177,6 +193,11 @@ def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarr
                 _check_shape(path, file.series[0].shape)
                 # one worker: the caller's threads are parallel over files
                 stored = file.series[0].asarray(maxworkers=1)
+    return map_in_metres(stored, path, units=units)
+
+
+def map_in_metres(stored: np.ndarray, path: Path, *, units: Units) -> np.ndarray:
+    """``load_xyz`` of an array that was decoded already; ``path`` names it."""
     _check_shape(path, stored.shape)
     if stored.dtype.kind not in "fiu":
         raise InputError(f"{path}: found an XYZ map of type {stored.dtype}, expected real numbers")
@@ -190,10 +211,21 @@ def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarr
     present = (xyz != 0).all(axis=-1)
     if not present.any():
         raise InputError(f"{path}: found no point, all coordinates are zero; expected an XYZ map with depth")
-    if units == "auto":
-        distance = np.sqrt(np.square(xyz[present].astype(np.float64)).sum(axis=-1))
-        units = "mm" if np.median(distance) > FAR else "m"
-    return xyz * np.float32(0.001) if units == "mm" else xyz
+    return xyz * np.float32(0.001) if in_millimetres(xyz[present], units) else xyz
+
+
+def check_units(units: str) -> None:
+    """Nothing, or InputError where it is none of ``Units``."""
+    if units not in ("m", "mm", "auto"):
+        raise InputError(f"units: found {units!r}, expected m, mm or auto")
+
+
+def in_millimetres(points: np.ndarray, units: Units) -> bool:
+    """Are these points, (P, 3) and at least one, in millimetres? "auto" judges by their median distance."""
+    if units != "auto":
+        return units == "mm"
+    distance = np.sqrt(np.square(points.astype(np.float64)).sum(axis=-1))
+    return bool(np.median(distance) > FAR)
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:

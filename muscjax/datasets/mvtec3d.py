@@ -19,6 +19,7 @@ from muscjax.datasets.tree import (
     by_stem,
     category_folders,
     files,
+    require_pairs,
     subfolders,
 )
 
@@ -82,10 +83,6 @@ def _read_category(root: Path, split: str, modality: Modality) -> Dataset:
     if modality == "both" or (
         modality == "auto" and any(s.image for s in scans) and any(s.xyz for s in scans)
     ):
-        for scan in scans:
-            if scan.xyz is None:
-                problems.fatal.append(f"{scan.image}: found no xyz/{scan.stem}.tiff to pair with")
-            if scan.image is None:
-                problems.fatal.append(f"{scan.xyz}: found no rgb/{scan.stem}.png to pair with")
+        require_pairs(scans, problems, image="rgb/{stem}.png", xyz="xyz/{stem}.tiff")
     scans = attach_masks(scans, masks, problems, where=root / split)
     return problems.dataset(root, NAME, category, scans)

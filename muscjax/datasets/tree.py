@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from muscjax.errors import InputError
 
 Modality = Literal["auto", "image", "points", "both"]
+Cleaning = Literal["plane", "eyecandies", "none"]  # how ``preprocess`` finds the object in an XYZ map
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 XYZ_SUFFIXES = frozenset({".tif", ".tiff", ".npy"})
+CLOUD_SUFFIXES = XYZ_SUFFIXES | {".ply"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,15 @@ class Scan:
     xyz: Path | None = None
     mask: Path | None = None
     label: int | None = None  # 0 good, 1 defective, None unknown
+    cleaning: Cleaning = "plane"
+    camera: Path | None = None  # JSON or YAML, of the unorganised cloud in ``xyz``
+    depth_info: Path | None = None  # YAML, the bounds of the depth image in ``xyz`` (Eyecandies)
+    pose: Path | None = None  # 4×4 text, of the camera behind that depth image
+
+    @property
+    def xyz_files(self) -> tuple[Path, ...]:
+        """All files that determine the XYZ map, ``xyz`` first; none where there is no map."""
+        return tuple(path for path in (self.xyz, self.camera, self.depth_info, self.pose) if path is not None)
 
     @property
     def name(self) -> str:
@@ -101,6 +113,59 @@ def by_stem(paths: Iterable[Path], problems: Problems, *, strip: str = "") -> di
         else:
             found[stem] = path
     return found
+
+
+def images_only(path: Path, modality: Modality, layout: str) -> None:
+    """InputError where ``modality`` asks for points of a layout (or a folder) that has none."""
+    if modality in ("points", "both"):
+        raise InputError(
+            f"{path}: found images only (layout {layout}), expected XYZ maps for modality {modality}"
+        )
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], problems: Problems
+) -> list[tuple[int, dict[str, str]]] | None:
+    """The rows of a small CSV file with a header, each with its line number; or None and a fatal problem.
+
+    ``columns`` must be there; more may be. Values are stripped, missing ones are "".
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip().lower() for name in reader.fieldnames or ()]
+            if not set(columns) <= set(names):
+                found = ",".join(names)[:80]
+                problems.fatal.append(f"{path}: found the columns {found!r}, expected {','.join(columns)}")
+                return None
+            reader.fieldnames = names
+            return [
+                (reader.line_num, {name: (row.get(name) or "").strip() for name in names}) for row in reader
+            ]
+    except OSError as error:
+        reason = error.strerror
+    except (UnicodeDecodeError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+    problems.fatal.append(f"{path}: cannot be read as CSV ({reason})")
+    return None
+
+
+def has_defect(mask: Path) -> bool:
+    """Is any pixel of a mask set? Reads the file; InputError where that fails."""
+    from muscjax.datasets.loading import load_mask
+
+    return bool(load_mask(mask).any())
+
+
+def require_pairs(scans: Iterable[Scan], problems: Problems, *, image: str, xyz: str) -> None:
+    """A fatal problem for each scan without its partner; ``{stem}`` stands in the names of the missing."""
+    for scan in scans:
+        if scan.xyz is None:
+            name = xyz.format(stem=scan.stem)
+            problems.fatal.append(f"{scan.image}: found no {name} to pair with")
+        if scan.image is None:
+            name = image.format(stem=scan.stem)
+            problems.fatal.append(f"{scan.xyz}: found no {name} to pair with")
 
 
 def attach_masks(

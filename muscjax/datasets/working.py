@@ -1,39 +1,50 @@
-"""One scan from disk to working size: cleaned, padded, resized, and the frame that undoes it.
+"""The scans of a category at working size: cleaned, padded, resized, and the frames that undo it.
 
-Image, XYZ and mask go through one geometry. The source of a frame is the image (its mask has the same
-size); an XYZ map may be smaller or larger as long as its aspect ratio is the image's.
+What comes out is cached by the content of the files (``making``, ``preprocess.cache``); what the cache lacks
+is made by worker processes. Clouds and masks are held, images are read when a batch asks for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from muscjax.datasets.images import Images
-from muscjax.datasets.loading import (
-    Units,
-    decode_xyz,
-    image_hw,
-    load_image,
-    load_mask,
-    load_xyz,
-    read_bytes,
-    xyz_hw,
-)
+from muscjax.datasets import making, workers
+from muscjax.datasets.images import Images, prefetch
+from muscjax.datasets.loading import Units
+from muscjax.datasets.making import Kind, Made, Task, load_truth, padded_xyz, source_hw
+from muscjax.datasets.sources import scan_xyz_hw
 from muscjax.datasets.tree import Scan
 from muscjax.errors import InputError
-from muscjax.preprocess import cached_foreground, pad_to_square, removed_pixels, valid_points
+from muscjax.frame import Frame
+from muscjax.grids import resample_nearest
+from muscjax.preprocess import cache, pad_to_square
 
 if TYPE_CHECKING:
     from muscjax.config import Config
-    from muscjax.types import Cloud, Frame
+    from muscjax.types import Cloud
 
-Kind = Literal["image", "points", "both"]  # what a run uses, once "auto" is settled
+__all__ = [
+    "Fit",
+    "Kind",
+    "Prepared",
+    "Working",
+    "frame_of",
+    "load_truth",
+    "open_working",
+    "prepare",
+    "source_hw",
+    "working_sizes",
+]
+
 Fit = Literal["auto", "pad", "stretch"]
+Result = TypeVar("Result")
+_AHEAD = 16  # images that are read beyond a batch: two more batches, so that a slow moment starves nobody
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +60,13 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Clean:
-    """An XYZ map in metres, and which pixels of it are the object and which were cut away."""
+class Working:
+    """All scans of a category at working size."""
 
-    xyz: np.ndarray  # (h, w, 3) float32, 0 outside of the foreground
-    foreground: np.ndarray  # (h, w) bool
-    removed: np.ndarray  # (h, w) bool: the ground plane, outliers, and what lies in their shadow
-    note: str
-
-
-def source_hw(scan: Scan) -> tuple[int, int]:
-    """The scan's own (height, width): the image's, else the mask's, else the XYZ map's; headers only."""
-    for path in (scan.image, scan.mask):
-        if path is not None:
-            try:
-                return image_hw(path)
-            except InputError:
-                if (
-                    scan.xyz is None
-                ):  # else a run that uses the image will say so, and one of points can go on
-                    raise
-    if scan.xyz is None:
-        raise InputError(f"{scan.name}: found neither an image nor an XYZ map")
-    return xyz_hw(scan.xyz)
+    prepared: tuple[Prepared, ...]  # without images
+    images: Images | None  # (N, s, s, 3) uint8, read in batches; None where the run uses points alone
+    map_size: int
+    notes: tuple[str, ...] = ()  # about the set as a whole, one line each
 
 
 def frame_of(scan: Scan, map_size: int, *, fit: Fit = "auto") -> Frame:
@@ -81,8 +76,6 @@ def frame_of(scan: Scan, map_size: int, *, fit: Fit = "auto") -> Frame:
     preprocessing does; "stretch" changes the aspect ratio, as the released code does with 2D data sets;
     "auto" pads where there is an XYZ map.
     """
-    from muscjax.types import Frame
-
     hw = source_hw(scan)
     pad = fit == "pad" or (fit == "auto" and scan.xyz is not None)
     return Frame(
@@ -96,24 +89,130 @@ def frame_of(scan: Scan, map_size: int, *, fit: Fit = "auto") -> Frame:
 def working_sizes(
     scans: Iterable[Scan], config: Config, *, modality: Kind, fit: Fit = "auto"
 ) -> tuple[int, int]:
-    """(image side, map side) that all ``scans`` can have; headers of the XYZ maps only.
+    """(image side, map side) that all ``scans`` can have, from headers alone.
 
     The map side is ``map_size`` or ``image_size``, but never above the side of the smallest XYZ map: points
     are not duplicated.
+
+    Raises:
+      InputError: headers that cannot be read, or sizes that do not pair; the first, and their number.
     """
-    image_size = _image_size(config)
-    size = config.input.map_size or image_size
-    if modality != "image":
-        for scan in scans:
-            hw = xyz_hw(_xyz_path(scan))
-            size = min(size, _padded_xyz(frame_of(scan, size, fit=fit), hw, scan)[0])
-    return image_size, size
+    image_size, frames, sides = _headers(list(scans), config, modality=modality, fit=fit)
+    del frames
+    return image_size, min(sides)
 
 
-def _image_size(config: Config) -> int:
+def _headers(
+    scans: Sequence[Scan], config: Config, *, modality: Kind, fit: Fit
+) -> tuple[int, list[Frame], list[int]]:
+    """The image side, and of each scan the frame (at the size wished for) and the map side that it allows."""
     from muscjax.config import DEFAULT_IMAGE_SIZE
 
-    return config.input.image_size or DEFAULT_IMAGE_SIZE
+    image_size = config.input.image_size or DEFAULT_IMAGE_SIZE
+    wished = config.input.map_size or image_size
+
+    def one(scan: Scan) -> tuple[Frame, int] | InputError:
+        try:
+            frame = frame_of(scan, wished, fit=fit)
+            if modality == "image":
+                return frame, wished
+            return frame, min(wished, padded_xyz(frame, scan_xyz_hw(scan), scan)[0])
+        except InputError as error:
+            return error
+
+    found = _all_good(list(prefetch(one, scans)))
+    return image_size, [frame for frame, _ in found], [side for _, side in found]
+
+
+def _all_good(found: Sequence[Result | InputError]) -> list[Result]:
+    """``found`` without its errors; with any, the first is raised and says how many there are."""
+    errors = [item for item in found if isinstance(item, InputError)]
+    if errors:
+        more = f" (first of {len(errors)} problems)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{more}")
+    return [item for item in found if not isinstance(item, InputError)]
+
+
+def open_working(
+    scans: Sequence[Scan],
+    config: Config,
+    *,
+    modality: Kind,
+    clean: bool = True,
+    units: Units = "auto",
+    fit: Fit = "auto",
+    cache_dir: Path | None = None,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Working:
+    """All ``scans`` at working size, as ``prepare`` makes each of them.
+
+    Args:
+      scans, config, modality, clean, units, fit, cache_dir: as for ``prepare``.
+      processes: that make what the cache lacks; below one, threads of this process do. None means
+        ``workers.process_count`` where points are cleaned, and threads otherwise: Pillow decodes and resizes
+        without holding Python's lock.
+      progress: called as (done, total).
+
+    The cache is pruned after something was written to it (``preprocess.cache.prune``).
+
+    Raises:
+      InputError: what is wrong with the first of the scans that cannot be used, and how many there are.
+    """
+    cache.limit()  # a wrong one is refused before any work is done
+    image_size, frames, sides = _headers(scans, config, modality=modality, fit=fit)
+    size = min(sides)
+    sensor = modality != "image" and config.fpfh.full_resolution
+    tasks = [
+        Task(
+            scan,
+            modality,
+            dataclasses.replace(frame, working_hw=(size, size)),
+            image_size,
+            clean=clean,
+            units=units,
+            sensor=sensor,
+            root=cache_dir,
+        )
+        for scan, frame in zip(scans, frames, strict=True)
+    ]
+
+    def look(task: Task) -> tuple[Made, Prepared] | InputError | None:
+        try:
+            made = making.find(task)
+            return None if made is None else (made, _assembled(task, made))
+        except cache.Damaged:
+            return None
+        except InputError as error:
+            return error
+
+    found: list[tuple[Made, Prepared] | InputError | None] = []
+    done = 0
+    for item in prefetch(look, tasks):
+        found.append(item)
+        done += item is not None
+        progress(done, len(tasks))
+    missing = [i for i, item in enumerate(found) if item is None]
+    if processes is None:
+        processes = workers.process_count(len(missing)) if clean and modality != "image" else 0
+    making_of = workers.spread(making.make, [tasks[i] for i in missing], processes=processes)
+    with contextlib.closing(making_of):
+        for position, made in making_of:
+            i = missing[position]
+            found[i] = made if isinstance(made, InputError) else (made, _held(tasks[i], made))
+            done += 1
+            progress(done, len(tasks))
+    pairs = _all_good([item for item in found if item is not None])
+    complaints = list(dict.fromkeys(made.complaint for made, _ in pairs if made.complaint))
+    if len(complaints) > 1:
+        complaints = [f"{complaints[0]} (first of {len(complaints)})"]
+    if missing:
+        cache.prune(cache_dir)
+    images = None
+    if modality != "points":
+        entries = [(task, made) for task, (made, _) in zip(tasks, pairs, strict=True)]
+        images = Images(_image, entries, ahead=_AHEAD)
+    return Working(tuple(prepared for _, prepared in pairs), images, size, tuple(complaints))
 
 
 def prepare(
@@ -127,10 +226,10 @@ def prepare(
     map_size: int | None = None,
     fit: Fit = "auto",
 ) -> Prepared:
-    """Load one scan and bring it to working size (METHOD section 0).
+    """Load one scan and bring it to working size (METHOD section 0), or take it from the cache.
 
-    * Points: ground plane and outliers are removed (``clean``), the map is padded to a square and resized
-      by nearest, source index floor(i · in / out).
+    * Points: what is not the object is removed (``clean``) by the scan's own rule (``Scan.cleaning``), the
+      map is padded to a square and resized by nearest, source index floor(i · in / out).
     * Image: with points, pixels of the plane and of outliers become zero (``preprocess.removed_pixels``);
       alone, the image is left as it is. Then padded, and resized by Pillow's bicubic (antialiased) to 8 bits.
     * Mask: ``load_mask``.
@@ -141,167 +240,79 @@ def prepare(
       modality: what to load; what is not asked for is not opened.
       clean: False takes every point with depth for the object.
       units: of the XYZ file.
-      cache_dir: root of the cache of foreground masks; None means ``preprocess.cache_root()``.
+      cache_dir: root of the cache; None means ``files.cache_root()``.
       map_size: side of the maps; None means ``working_sizes`` of this scan alone.
       fit: see ``frame_of``.
 
     Raises:
       InputError: a file that cannot be used, a missing image or XYZ map, or sizes that do not pair.
     """
-    if map_size is None:
-        map_size = working_sizes([scan], config, modality=modality, fit=fit)[1]
-    frame = frame_of(scan, map_size, fit=fit)
-    points = None if modality == "image" else _load_clean(scan, clean=clean, units=units, cache_dir=cache_dir)
-    image = None
-    if modality != "points":
-        image = _image(scan, frame, _image_size(config), removed=None if points is None else points.removed)
+    image_size, (frame,), (size,) = _headers([scan], config, modality=modality, fit=fit)
+    size = map_size or size
+    task = Task(
+        scan,
+        modality,
+        dataclasses.replace(frame, working_hw=(size, size)),
+        image_size,
+        clean=clean,
+        units=units,
+        sensor=modality != "image" and config.fpfh.full_resolution,
+        root=cache_dir,
+    )
+    made = making.find(task) or making.make(task)
+    image = None if modality == "points" else _image((task, made))
+    prepared = _held(task, made)
+    notes = (*prepared.notes, made.complaint) if made.complaint else prepared.notes
+    return dataclasses.replace(prepared, image=image, notes=notes)
+
+
+def _held(task: Task, made: Made) -> Prepared:
+    """``_assembled``, of a fresh entry where this one is damaged or gone."""
+    return _again(_assembled, task, made)
+
+
+def _image(item: tuple[Task, Made]) -> np.ndarray:
+    """(s, s, 3) uint8, of a fresh entry where this one is damaged or gone."""
+    return _again(lambda _, made: made.entry.array("image"), *item)
+
+
+def _again(read: Callable[[Task, Made], Result], task: Task, made: Made) -> Result:
+    try:
+        return read(task, made)
+    except cache.Damaged:
+        fresh = making.make(task)
+        try:
+            return read(task, fresh)
+        except cache.Damaged as error:
+            raise InputError(f"{task.scan.name}: its cache entry cannot be read back ({error})") from None
+
+
+def _assembled(task: Task, made: Made) -> Prepared:
+    """The entry without its image, as a run holds it."""
+    entry = made.entry
     cloud = foreground = None
-    if points is not None:
-        cloud, foreground = _cloud(scan, frame, points, config)
+    if "points" in entry:
+        cloud, foreground = _cloud(entry.array("foreground"), entry.array("points"), task)
     return Prepared(
-        image=image,
+        image=None,
         cloud=cloud,
-        frame=frame,
-        mask=load_truth(scan, frame),
+        frame=task.frame,
+        mask=entry.array("mask") if "mask" in entry else None,
         foreground=foreground,
-        notes=(points.note,) if points is not None and points.note else (),
+        notes=(f"{making.about(task.scan)}: {entry.note}",) if entry.note else (),
     )
 
 
-def prepare_image(
-    scan: Scan,
-    config: Config,
-    *,
-    modality: Literal["image", "both"],
-    clean: bool = True,
-    units: Units = "auto",
-    cache_dir: Path | None = None,
-    fit: Fit = "auto",
-) -> np.ndarray:
-    """``prepare(...).image`` alone, (s, s, 3) uint8; of the XYZ map only what the image needs is computed."""
-    frame = frame_of(scan, _image_size(config), fit=fit)
-    removed = None
-    if modality == "both" and clean:
-        removed = _load_clean(scan, clean=clean, units=units, cache_dir=cache_dir).removed
-    return _image(scan, frame, _image_size(config), removed=removed)
-
-
-def lazy_images(
-    scans: Sequence[Scan],
-    config: Config,
-    *,
-    modality: Literal["image", "both"],
-    clean: bool = True,
-    units: Units = "auto",
-    cache_dir: Path | None = None,
-    fit: Fit = "auto",
-    workers: int = 2,
-) -> Images:
-    """All images of ``scans`` as ``Images``, each made by ``prepare_image`` when it is asked for."""
-
-    def load(scan: Scan) -> np.ndarray:
-        return prepare_image(
-            scan, config, modality=modality, clean=clean, units=units, cache_dir=cache_dir, fit=fit
-        )
-
-    return Images(load, scans, workers=workers)
-
-
-def load_truth(scan: Scan, frame: Frame | None = None) -> np.ndarray | None:
-    """Ground truth at working size, or at the scan's own size where ``frame`` is None.
-
-    (H, W) bool; all False for a good scan without a mask, None where nothing is known.
-    """
-    if scan.mask is not None:
-        return load_mask(scan.mask, frame)
-    if scan.label == 0:
-        return np.zeros(source_hw(scan) if frame is None else frame.working_hw, bool)
-    return None
-
-
-def _xyz_path(scan: Scan) -> Path:
-    if scan.xyz is None:
-        raise InputError(f"{scan.image or scan.name}: found no XYZ map to pair with")
-    return scan.xyz
-
-
-def _load_clean(scan: Scan, *, clean: bool, units: Units, cache_dir: Path | None) -> _Clean:
-    path = _xyz_path(scan)
-    if not clean:
-        xyz = load_xyz(path, units=units)
-        valid = valid_points(xyz)
-        return _Clean(np.where(valid[..., None], xyz, np.float32(0)), valid, np.zeros_like(valid), "")
-    content = read_bytes(path)
-    xyz = decode_xyz(content, path, units=units)
-    found = cached_foreground(content, lambda: xyz, units=units, cache_dir=cache_dir)
-    note = f"{path}: {found.note}" if found.note else ""
-    removed = removed_pixels(valid_points(xyz), found.mask)
-    return _Clean(np.where(found.mask[..., None], xyz, np.float32(0)), found.mask, removed, note)
-
-
-def _image(scan: Scan, frame: Frame, size: int, *, removed: np.ndarray | None) -> np.ndarray:
-    """(size, size, 3) uint8; ``removed`` (h, w), at the XYZ map's own size, becomes zero first."""
-    from PIL import Image
-
-    if scan.image is None:
-        raise InputError(f"{scan.xyz or scan.name}: found no image to pair with")
-    rgb = load_image(scan.image)
-    if removed is not None and removed.any():
-        _padded_xyz(frame, removed.shape, scan)
-        rows = _nearest_sample(frame.source_hw[0], removed.shape[0])
-        columns = _nearest_sample(frame.source_hw[1], removed.shape[1])
-        rgb = np.where(removed[rows[:, None], columns, None], np.uint8(0), rgb)
-    if any(frame.pad):
-        top, bottom, left, right = frame.pad
-        rgb = np.pad(rgb, ((top, bottom), (left, right), (0, 0)))
-    return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _nearest_sample(pixels: int, samples: int) -> np.ndarray:
-    """For each pixel of a line the nearest of ``samples`` taken at floor(i · pixels / samples)."""
-    return np.minimum((2 * np.arange(pixels) * samples + pixels) // (2 * pixels), samples - 1)
-
-
-def _cloud(scan: Scan, frame: Frame, points: _Clean, config: Config) -> tuple[Cloud, np.ndarray]:
+def _cloud(present: np.ndarray, points: np.ndarray, task: Task) -> tuple[Cloud, np.ndarray]:
     """The cloud, and its pixels as a mask (H, W)."""
-    from muscjax.geometry import cloud_from_xyz, resample_nearest
+    from muscjax.geometry import cloud_from_xyz
 
-    _, pad = _padded_xyz(frame, points.foreground.shape, scan)
-    sensor = np.pad(points.xyz, (*pad, (0, 0)))
-    present = np.pad(points.foreground, pad)
-    foreground = resample_nearest(present, frame.working_hw)
-    cloud = cloud_from_xyz(
-        resample_nearest(sensor, frame.working_hw),
-        foreground=foreground,
-        sensor_xyz_m=sensor if config.fpfh.full_resolution else None,
-        sensor_foreground=present if config.fpfh.full_resolution else None,
-    )
-    return cloud, foreground
-
-
-def _padded_xyz(
-    frame: Frame, hw: tuple[int, ...], scan: Scan
-) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
-    """Smaller side of the padded XYZ map, and its padding: the frame's, in the XYZ map's own pixels.
-
-    Raises:
-      InputError: the aspect ratio of the map is not the source's, to within a pixel.
-    """
-    height, width = frame.source_hw
-    if abs(hw[0] * width - hw[1] * height) > max(height, width):
-        raise InputError(
-            f"{scan.xyz}: found {hw[0]}×{hw[1]} points, expected the aspect ratio of {height}×{width}"
-        )
-    top, bottom, left, right = frame.pad
-    rows = _scaled_pad(top, bottom, height, hw[0])
-    columns = _scaled_pad(left, right, width, hw[1])
-    if any(frame.pad):
-        # rounding may leave the two sides a pixel apart
-        side = max(sum(rows) + hw[0], sum(columns) + hw[1])
-        rows = (rows[0], side - rows[0] - hw[0])
-        columns = (columns[0], side - columns[0] - hw[1])
-    return min(sum(rows) + hw[0], sum(columns) + hw[1]), (rows, columns)
-
-
-def _scaled_pad(before: int, after: int, source: int, target: int) -> tuple[int, int]:
-    return round(before * target / source), round(after * target / source)
+    grid = np.zeros((*present.shape, 3), np.float32)
+    grid[present] = points
+    hw = task.frame.working_hw
+    sensor: Mapping[str, Any] = {}
+    foreground = present
+    if task.sensor:
+        sensor = {"sensor_xyz_m": grid, "sensor_foreground": present}
+        grid, foreground = resample_nearest(grid, hw), resample_nearest(present, hw)
+    return cloud_from_xyz(grid, foreground=foreground, **sensor), foreground

@@ -10,18 +10,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from muscjax import datasets
 from muscjax.config import Config, InputConfig
-from muscjax.datasets import LAYOUTS, Dataset, Scan
+from muscjax.datasets import LAYOUTS, Dataset, Scan, eyecandies, visa
 from muscjax.datasets import folder as plain_folder
 from muscjax.datasets.loading import Units
-from muscjax.datasets.tree import IMAGE_SUFFIXES, XYZ_SUFFIXES, Modality, subfolders
+from muscjax.datasets.tree import CLOUD_SUFFIXES, IMAGE_SUFFIXES, XYZ_SUFFIXES, Modality, subfolders
 from muscjax.errors import InputError
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Size = tuple[int, int]  # height, width
+Item = TypeVar("Item")
 
 _ANY_SIZE = Config(input=InputConfig(map_size=1 << 20))  # of a map, so that the XYZ map alone bounds it
 _NAMES = {
@@ -33,6 +34,7 @@ _NAMES = {
     ".tiff": "TIFF",
     ".webp": "WebP",
     ".npy": "NumPy",
+    ".ply": "PLY",
 }
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -42,6 +44,8 @@ _SIGNATURES = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
     (b"\x93NUMPY", "NumPy"),
+    (b"ply\n", "PLY"),
+    (b"ply\r", "PLY"),
     (b"GIF8", "GIF"),
 )
 
@@ -114,10 +118,12 @@ def examine_category(
         progress("reading", len(found), len(dataset.scans))
     images = {f.scan.image: f.image_hw for f in found if f.scan.image and f.image_hw}
     clouds = {f.scan.xyz: f.xyz_hw for f in found if f.scan.xyz and f.xyz_hw}
+    grids = {f.scan.xyz: f.xyz_hw for f in found if f.scan.xyz and f.xyz_hw and _has_grid(f.scan)}
     minor = [problem for problem in dataset.problems if problem not in dataset.fatal]
     minor += [line for item in found for line in item.minor]
-    fatal = (*dataset.fatal, *(line for item in found for line in item.fatal))
-    minor += [*_odd_sizes(images, "image", fatal), *_odd_sizes(clouds, "XYZ map", fatal)]
+    # one camera file may be that of every scan
+    fatal = tuple(dict.fromkeys((*dataset.fatal, *(line for item in found for line in item.fatal))))
+    minor += [*_odd_sizes(images, "image", fatal), *_odd_sizes(grids, "XYZ map", fatal)]
     minor += [*_empty_folders(dataset, split), *_passed_over(dataset, split)]
     sides = [item.xyz_side for item in found if item.xyz_side is not None]
     return Category(
@@ -142,11 +148,19 @@ def skipped_folders(path: Path, found: Sequence[Dataset]) -> list[str]:
     if path.resolve() in roots:
         return []
     expected = LAYOUTS[found[0].layout].EXPECTED
+    known = visa.BESIDE if found[0].layout == visa.NAME else frozenset()
     return [
         f"{child}: found no scan in this category, expected {expected}"
         for child in subfolders(path)
-        if child.resolve() not in roots and not (child / plain_folder.RESULTS).is_file()
+        if child.resolve() not in roots
+        and child.name not in known
+        and not (child / plain_folder.RESULTS).is_file()
     ]
+
+
+def _has_grid(scan: Scan) -> bool:
+    """Is the size of the scan's XYZ map that of a file, not of how dense its points are?"""
+    return scan.camera is None and scan.cleaning != "none"
 
 
 def _examine_scan(scan: Scan, modality: Modality, units: Units) -> _Findings:
@@ -154,9 +168,10 @@ def _examine_scan(scan: Scan, modality: Modality, units: Units) -> _Findings:
     if scan.image is not None:
         found.image_hw = _size(datasets.image_hw, scan.image)
         _decoded(scan.image, datasets.load_image, "an image", found)
-    if scan.xyz is not None:
-        found.xyz_hw = _size(datasets.xyz_hw, scan.xyz)
-        _decoded(scan.xyz, lambda path: datasets.load_xyz(path, units=units), "an XYZ map", found)
+    if scan.xyz is not None and not _in_parts(scan):
+        found.xyz_hw = _size(datasets.scan_xyz_hw, scan)
+        what = "a cloud" if scan.xyz.suffix.lower() == ".ply" else "an XYZ map"
+        _decoded(scan.xyz, lambda _: datasets.load_scan_xyz(scan, units=units), what, found)
     if scan.mask is not None:
         mask = _decoded(scan.mask, datasets.load_mask, "a mask", found)
         if mask is not None:
@@ -170,9 +185,14 @@ def _examine_scan(scan: Scan, modality: Modality, units: Units) -> _Findings:
     return found
 
 
-def _size(measure: Callable[[Path], Size], path: Path) -> Size | None:
+def _in_parts(scan: Scan) -> bool:
+    """Does its depth image lack the bounds or the pose? Where that matters it has been told."""
+    return scan.cleaning == "eyecandies" and (scan.depth_info is None or scan.pose is None)
+
+
+def _size(measure: Callable[[Item], Size], item: Item) -> Size | None:
     try:
-        return measure(path)
+        return measure(item)
     except InputError:
         return None
 
@@ -223,7 +243,7 @@ def _odd_sizes(sizes: dict[Path, Size], what: str, told: Sequence[str]) -> Itera
 
 
 def _empty_folders(dataset: Dataset, split: str) -> Iterator[str]:
-    if dataset.layout == plain_folder.NAME or not dataset.scans:
+    if dataset.layout in (plain_folder.NAME, eyecandies.NAME) or not dataset.scans:
         return
     filled = {scan.defect for scan in dataset.scans}
     for folder in subfolders(dataset.root / split):
@@ -233,16 +253,18 @@ def _empty_folders(dataset: Dataset, split: str) -> Iterator[str]:
 
 def _passed_over(dataset: Dataset, split: str) -> Iterator[str]:
     """Images and arrays that are left out because of their ending."""
-    tops = [dataset.root]
+    tops, kinds = [dataset.root], IMAGE_SUFFIXES | CLOUD_SUFFIXES
     if dataset.layout != plain_folder.NAME:
-        tops = [dataset.root / split, dataset.root / "ground_truth"]
+        tops = [dataset.root / split, dataset.root / "ground_truth", dataset.root / "Data"]
+        kinds = IMAGE_SUFFIXES
     for top in tops:
         for place, folders, names in os.walk(top):
             if plain_folder.RESULTS in names:
                 folders.clear()
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            accepted = XYZ_SUFFIXES if Path(place).name == "xyz" else IMAGE_SUFFIXES
+            maps_only = Path(place).name == "xyz" and dataset.layout != plain_folder.NAME
+            accepted = XYZ_SUFFIXES if maps_only else kinds
             for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
                 kind = None if path.suffix.lower() in accepted else content_kind(path)
                 if kind is not None:

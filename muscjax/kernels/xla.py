@@ -6,6 +6,7 @@ tile. ``d(x, y)^2 = |x|^2 + |y|^2 - 2 x.y`` with the norms of the operands as th
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -22,11 +23,14 @@ def as_operand(x: Array, precision: str) -> tuple[Array, lax.Precision]:
 
 
 def _norms(operand: Array, valid: Array | None) -> Array:
+    """Squared norms. A product with ones: XLA's CPU reduction of a minor axis is scalar."""
     wide = operand.astype(jnp.float32)
-    norms = jnp.sum(wide * wide, axis=-1)
+    ones = jnp.ones(wide.shape[-1:], jnp.float32)
+    norms = jnp.matmul(wide * wide, ones, precision=lax.Precision.HIGHEST)
     return norms if valid is None else jnp.where(valid, norms, jnp.inf)
 
 
+@jax.named_scope("kernels.xla.min_squared_distances")
 def min_squared_distances(
     queries: Array,
     references: Array,

@@ -7,6 +7,7 @@
 Needs the ``report`` extra; `available` says what to do where it is missing.
 """
 
+from muscjax.report.cloud import places
 from muscjax.report.images import Card, ReportScan, encode, picture_side
 from muscjax.report.page import MAX_BYTES, Report, available, write_report
 
@@ -18,5 +19,6 @@ __all__ = [
     "available",
     "encode",
     "picture_side",
+    "places",
     "write_report",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from muscjax.colormap import heat_table
+from muscjax.report.decision import Operating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,6 @@ class Bar:
 class Histogram:
     """A plot that is stretched to its place while its texts keep their size: all places in per cent."""
 
-    category: str
     bars: tuple[Bar, ...]
     x_ticks: tuple[tuple[float, str], ...]  # from the left
     y_ticks: tuple[tuple[float, str], ...]  # from the top
@@ -34,12 +35,28 @@ class Histogram:
     text: str  # what a reader who does not see the figure is told
 
 
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """ROC and precision over recall as points of an SVG polyline; (0, 100) is the lower left corner."""
+
+    roc: str
+    pr: str
+    chance: float  # share of defective scans, in per cent from the top: the precision of calling all
+    auroc: float
+    ap: float
+
+
 def histogram(
-    category: str, scores: Sequence[float], labels: Sequence[int | None], *, bins: int = 32
+    scores: Sequence[float],
+    labels: Sequence[int | None],
+    *,
+    thresholds: Sequence[float] = (),
+    bins: int = 32,
 ) -> Histogram:
     """Counts of scans over their score, normal and defective ones stacked where every label is known.
 
-    scores, labels: (N,). The bins divide the range of the scores evenly.
+    scores, labels: (N,). The bins divide the range of the scores evenly, widened to show the thresholds, by
+    half of it at most.
     """
     values = np.asarray(scores, np.float64)
     known = all(label is not None for label in labels)
@@ -48,6 +65,9 @@ def histogram(
     low, high = float(values.min()), float(values.max())
     if not high > low:
         low, high = low - 0.5, high + 0.5
+    if thresholds:
+        room = (high - low) / 2
+        low, high = max(low - room, min(low, *thresholds)), min(high + room, max(high, *thresholds))
     counts = {kind: np.histogram(values[kinds == kind], bins, (low, high))[0] for kind in order}
     top = max(1, int(np.sum(list(counts.values()), axis=0).max()))
     step = 100.0 / bins
@@ -70,16 +90,36 @@ def histogram(
         for kind, count in totals
     )
     return Histogram(
-        category=category,
         bars=tuple(bars),
         x_ticks=tuple((round(100 * (v - low) / (high - low), 2), t) for v, t in ticks(low, high, 5)),
         y_ticks=tuple(
-            (round(100 - 100 * v / top, 2), t) for v, t in ticks(0, top, 3) if float(v).is_integer()
+            (round(100 - 100 * v / top, 2), f"{v:.0f}") for v, _ in ticks(0, top, 3) if float(v).is_integer()
         ),
         classes=totals,
         range=(low, high),
         text=f"Histogram of scores from {low:.3g} to {high:.3g}: {said}.",
     )
+
+
+def curves(every: Operating) -> Curves:
+    """Both curves through every threshold. The precision's steps have the average precision as their area."""
+    tpr, fpr = every.found / every.defective, every.alarms / every.normal
+    precision = every.found / (every.found + every.alarms)
+    # From one recall to the next at the precision of the latter.
+    recalls = np.stack([np.concatenate([[0.0], tpr[:-1]]), tpr], axis=1).ravel()
+    share = every.defective / (every.defective + every.normal)
+    return Curves(
+        roc=_polyline(np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])),
+        pr=_polyline(recalls, np.repeat(precision, 2)),
+        chance=round(100 * (1 - share), 2),
+        auroc=every.auroc,
+        ap=every.ap,
+    )
+
+
+def _polyline(x: np.ndarray, y: np.ndarray) -> str:
+    points = [f"{100 * a:.4g},{100 * (1 - b):.4g}" for a, b in zip(x, y, strict=True)]
+    return " ".join(point for point, _ in itertools.groupby(points))
 
 
 def _word(kind: str) -> str:

@@ -15,10 +15,12 @@ import io
 import json
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from muscjax.colormap import heat_limits
+from muscjax.report import cloud
 
 SIDE = 400  # pixels of the longer side of pictures, at most
 SMALLEST_SIDE = 160
@@ -42,6 +44,11 @@ class ReportScan:
     category: str = ""
     label: int | None = None  # 0 normal, 1 defective, None unknown
     defect: str | None = None  # the kind of defect, where it has a name
+    points: np.ndarray | None = None  # (P, 3) float32, metres, camera frame; None where there is no cloud
+    places: np.ndarray | None = None  # (P, 2) float32, where the points lie: `muscjax.report.places`
+    # Scans of the category whose scores RsCon mixed into this one's, with weights; its own has the rest to 1.
+    neighbours: Sequence[tuple[str, float]] = ()
+    pred_label: bool | None = None  # what the run called it, None where it did not decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +80,13 @@ class Card:
     depth: Picture | None
     planes: str  # JSON for the script: the map's and the mask's bytes
     has_mask: bool
+    cloud: str = ""  # JSON for the script, empty without one
+    neighbours: tuple[tuple[str, float], ...] = ()
+    pred_label: bool | None = None
 
     @property
     def size(self) -> int:
-        """Bytes in the page, without the markup around them."""
+        """Bytes in the page, without the markup around them and without the cloud's."""
         return sum(len(p.url) for p in (self.image, self.depth) if p is not None) + len(self.planes)
 
 
@@ -105,8 +115,9 @@ def encode(scan: ReportScan, *, limits: tuple[float, float], side: int = SIDE) -
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     source_hw = shown.shape[:2]
     map_side = min(side, MAP_SIDE)
+    reduced = _reduced(heat, map_side)
     planes: dict[str, object] = {
-        "map": _levels(_reduced(heat, map_side), limits, own),
+        "map": _levels(reduced, limits, own),
         "set": limits,
         "scan": own,
         "source": (source_hw[1], source_hw[0]),
@@ -135,7 +146,32 @@ def encode(scan: ReportScan, *, limits: tuple[float, float], side: int = SIDE) -
         depth=None if scan.depth is None else _picture(scan.depth, side, scan.name, "depth"),
         planes=json.dumps(planes, separators=(",", ":"), allow_nan=False),
         has_mask=mask is not None,
+        cloud=_cloud(scan, reduced.shape, side),
+        neighbours=_neighbours(scan),
+        pred_label=None if scan.pred_label is None else bool(scan.pred_label),
     )
+
+
+def _cloud(scan: ReportScan, hw: tuple[int, int], side: int) -> str:
+    """The cloud's JSON; its points shrink in number as the pictures do in pixels."""
+    if scan.points is None or scan.places is None:
+        return ""
+    points, where = np.asarray(scan.points), np.asarray(scan.places)
+    if points.ndim != 2 or points.shape[1] != 3 or where.shape != (len(points), 2):
+        raise ValueError(
+            f"{scan.name}: points {points.shape} and places {where.shape}, expected (P, 3) and (P, 2)"
+        )
+    if not (np.isfinite(points).all() and np.isfinite(where).all()):
+        raise ValueError(f"{scan.name}: points with NaN or infinity, expected finite numbers")
+    return cloud.pack(points, where, hw=hw, count=round(cloud.MAX_POINTS * min(1.0, (side / SIDE) ** 2)))
+
+
+def _neighbours(scan: ReportScan) -> tuple[tuple[str, float], ...]:
+    """The heaviest first."""
+    found = [(str(name), float(weight)) for name, weight in scan.neighbours]
+    if not all(math.isfinite(weight) for _, weight in found):
+        raise ValueError(f"{scan.name}: neighbours with NaN or infinity, expected finite weights")
+    return tuple(sorted(found, key=lambda pair: -pair[1]))
 
 
 def _centre(index: int, length: int, target: int) -> int:

@@ -83,10 +83,17 @@ def metric_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         groups.append(("Mean", list(summaries.values()), True))
     for name, group, total in groups:
         rows.append(Row(name, _cells(group), "result", total))
-        yardsticks = [summary["yardstick"] for summary in group if summary.get("yardstick")]
-        if len(yardsticks) == len(group):
-            rows.append(Row(yardsticks[0]["name"], _cells(yardsticks), "yardstick", total))
+        rows += [Row(title, _cells(found), "yardstick", total) for title, found in yardsticks(group).items()]
     return rows
+
+
+def yardsticks(group: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The trivial maps' summaries by name; only those that every category of the group has."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in group:
+        for yardstick in summary.get("yardsticks") or ():
+            found.setdefault(yardstick["name"], []).append(yardstick)
+    return {name: members for name, members in found.items() if len(members) == len(group)}
 
 
 def _cells(group: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -116,11 +123,17 @@ def metric_notes(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def reading(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """How to read the table, in a sentence."""
-    if any(summary.get("yardstick") for summary in summaries.values()):
+    names = {y["name"] for summary in summaries.values() for y in summary.get("yardsticks") or ()}
+    if names - {"picture centre"}:
         return (
-            "Read each line against the one below it: the blurred mask knows where the object is and nothing "
-            "else, so only what exceeds it is detection; pixel AUROC and AUPRO are high for it too, while "
-            "pixel AP, object AP and the hit rate are hard to get for nothing."
+            "Read each line against those below it: the masks know where the object is and nothing else, so "
+            "only what exceeds them is detection; pixel AUROC and AUPRO are high for them too, while pixel "
+            "AP, object AP and the hit rate are hard to get for nothing."
+        )
+    if names:
+        return (
+            "Read each line against the one below it: the picture's centre is a map that falls from the "
+            "middle to the corners and looks at nothing, so only what exceeds it is detection."
         )
     return (
         "No foreground was known, so there is no trivial map to compare with: where the object fills a small "
@@ -135,7 +148,7 @@ def _band(low: float, high: float) -> str:
 def tiles(summaries: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any], scans: int) -> list[Tile]:
     """The few figures that a reader wants first."""
     found = list(summaries.values())
-    yardsticks = [s["yardstick"] for s in found if s.get("yardstick")]
+    trivial = yardsticks(found)
     defective = sum(s["defective"] for s in found)
     out = [Tile("Scans", str(scans), "", f"{defective} defective" if found else "no labels known")]
     of = " (mean)" if len(found) > 1 else ""
@@ -149,8 +162,9 @@ def tiles(summaries: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any],
             continue
         note = ""
         band = found[0].get("chance_band_image_auroc")
-        if part == "pixel" and len(yardsticks) == len(found):
-            note = f"blurred mask {percent(mean(yardsticks, part, metric))}"
+        if part == "pixel" and trivial:
+            title_of, made = list(trivial.items())[-1]
+            note = f"{title_of} {percent(mean(made, part, metric))}"
         elif part == "image" and len(found) == 1 and band is not None:
             note = f"by chance {_band(*band)}"
         out.append(Tile(title + of, percent(value), "%", note))

@@ -33,3 +33,20 @@ def paper(scores, features, k=7):
     scores = np.asarray(scores, np.float64)
     smoothed, sums = rows(scores, features, k)
     return np.where(sums > 0, (smoothed + scores) / 2, scores)
+
+
+def weights(features, windows, form):
+    """(N, N) share of scan j's score in scan i's; what a row leaves to 1 stays with the scan's own."""
+    features = np.asarray(features, np.float64)
+    n = len(features)
+    if form == "windows" and 1 not in windows:
+        windows = (*windows, 1)
+    out = np.zeros((n, n))
+    for i in range(n):
+        similarity = features @ features[i]
+        for k in windows:
+            nearest = np.argsort(-similarity, kind="stable")[: min(k, n)]
+            total = similarity[nearest].sum()
+            if total > 0 or (form == "windows" and total != 0):
+                out[i, nearest] += similarity[nearest] / total / len(windows)
+    return out if form == "windows" else out / 2

@@ -1,0 +1,267 @@
+"""One scan from its files to a cache entry at working size: what a preprocessing worker does.
+
+Neither this module nor what it imports knows JAX, so that worker processes start fast and stay small.
+
+Geometry: image, XYZ map and mask go through one ``Frame``. Its source is the image (the mask has the same
+size); an XYZ map may be smaller or larger as long as its aspect ratio is the image's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from muscjax.datasets.loading import Units, image_hw, load_image, load_mask, read_bytes
+from muscjax.datasets.sources import load_scan_xyz, scan_xyz_hw
+from muscjax.datasets.tree import Scan
+from muscjax.errors import InputError
+from muscjax.frame import Frame
+from muscjax.grids import nearest_sample, resample_nearest
+from muscjax.preprocess import (
+    CleanConfig,
+    Foreground,
+    cache,
+    eyecandies,
+    find_foreground,
+    removed_pixels,
+    valid_points,
+)
+
+Kind = Literal["image", "points", "both"]  # what a run uses, once "auto" is settled
+VERSION = 1  # changes when the same files come out otherwise
+_IMAGE_FIELDS = frozenset({"image"})
+_OTHER_FIELDS = frozenset({"category", "split", "defect", "stem", "label", "mask"})  # say nothing about XYZ
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A scan and all that decides how it looks at working size."""
+
+    scan: Scan
+    kind: Kind
+    frame: Frame
+    image_size: int
+    clean: bool = True  # find the object by ``scan.cleaning``
+    units: Units = "auto"
+    sensor: bool = False  # keep the points of the sensor's whole grid, not only those of the working grid
+    root: Path | None = None  # of the cache; None: ``files.cache_root()``
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An entry, with those of these arrays that the task asks for and the scan has.
+
+    ``image`` (s, s, 3) uint8; ``foreground`` (h, w) bool and ``points`` (n, 3) float32 metres of its pixels
+    in raster order; ``mask`` (H, W) bool. (h, w) is (H, W), or the sensor's padded grid with ``Task.sensor``.
+    """
+
+    entry: cache.Entry
+    complaint: str = ""  # why it is held in memory instead of the cache
+
+
+def find(task: Task) -> Made | None:
+    """The entry of ``task`` in the cache; None where it is to be made.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    entry = cache.find(_key(task, _digests(task)), task.root)
+    return None if entry is None else Made(entry)
+
+
+def make(task: Task) -> Made:
+    """The entry of ``task``, computed from its files and written to the cache.
+
+    Raises:
+      InputError: a file cannot be used, is missing, does not pair, or changes meanwhile.
+    """
+    digests = _digests(task)
+    arrays, note, complaint = _arrays(task, digests)
+    for name, now in _digests(task).items():
+        if now != digests[name]:
+            raise InputError(f"{getattr(task.scan, name)}: changed while it was read")
+    entry, unwritten = cache.keep(_key(task, digests), cache.pack(arrays, note), task.root)
+    return Made(entry, unwritten or complaint)
+
+
+def about(scan: Scan) -> Path | str:
+    """What messages about the scan's points name."""
+    return scan.xyz or scan.image or scan.name
+
+
+def _arrays(task: Task, digests: Mapping[str, str]) -> tuple[dict[str, np.ndarray], str, str]:
+    """The arrays of an entry, its note, and why a mask was not cached."""
+    scan, frame = task.scan, task.frame
+    arrays: dict[str, np.ndarray] = {}
+    removed, note, complaint = None, "", ""
+    rgb = None
+    if task.kind != "points" or _by_brightness(task):
+        rgb = _photograph(task)
+    if task.kind != "image":
+        xyz = load_scan_xyz(scan, units=task.units)
+        _, pad = padded_xyz(frame, xyz.shape[:2], scan)  # refused before any work is done
+        found, complaint = _object(task, xyz, rgb, digests)
+        note = found.note
+        if task.kind == "both" and task.clean:
+            removed = removed_pixels(valid_points(xyz), found.mask)
+        grid, present = np.pad(xyz, (*pad, (0, 0))), np.pad(found.mask, pad)
+        if not task.sensor:
+            grid, present = (resample_nearest(each, frame.working_hw) for each in (grid, present))
+        arrays |= {"foreground": present, "points": grid[present]}
+    if task.kind != "points":
+        assert rgb is not None
+        arrays["image"] = _fitted(rgb, frame, task.image_size, removed=removed)
+    mask = load_truth(scan, frame)
+    if mask is not None:
+        arrays["mask"] = mask
+    return arrays, note, complaint
+
+
+def _photograph(task: Task) -> np.ndarray | None:
+    """(h, w, 3) uint8; None where it is missing or broken and the run does not use it for itself."""
+    if task.scan.image is None:
+        if task.kind == "points":
+            return None
+        raise InputError(f"{task.scan.xyz or task.scan.name}: found no image to pair with")
+    try:
+        return load_image(task.scan.image)
+    except InputError:
+        if task.kind == "points":
+            return None
+        raise
+
+
+def _by_brightness(task: Task) -> bool:
+    """Does finding the object in the XYZ map need the image?"""
+    return task.clean and task.kind != "image" and task.scan.cleaning == "eyecandies"
+
+
+def _object(
+    task: Task, xyz: np.ndarray, rgb: np.ndarray | None, digests: Mapping[str, str]
+) -> tuple[Foreground, str]:
+    """The object's pixels by the scan's rule, remembered for all working sizes; why it was not cached."""
+    rule = task.scan.cleaning if task.clean else "none"
+    if rule == "none":
+        return Foreground(valid_points(xyz), ""), ""
+    ground = task.scan.category not in eyecandies.WITHOUT_GROUND
+    settings = (CleanConfig(),) if rule == "plane" else (eyecandies.EyecandiesConfig(), ground)
+    read = digests if _by_brightness(task) else {k: v for k, v in digests.items() if k not in _IMAGE_FIELDS}
+    key = _hash("foreground", {k: v for k, v in read.items() if k != "mask"}, rule, settings, task.units)
+    entry = cache.find(key, task.root)
+    if entry is not None:
+        try:
+            return Foreground(entry.array("mask"), entry.note), ""
+        except cache.Damaged:
+            pass
+    if rule == "plane":
+        found = find_foreground(xyz)
+    else:
+        shown = None if rgb is None else resample_nearest(rgb, (xyz.shape[0], xyz.shape[1]))
+        found = eyecandies.find_foreground(xyz, shown, ground=ground)
+    return found, cache.keep(key, cache.pack({"mask": found.mask}, found.note), task.root)[1]
+
+
+def _fitted(rgb: np.ndarray, frame: Frame, size: int, *, removed: np.ndarray | None) -> np.ndarray:
+    """(size, size, 3) uint8; ``removed`` (h, w), at the XYZ map's own size, becomes zero first."""
+    from PIL import Image
+
+    if removed is not None and removed.any():
+        rows = nearest_sample(frame.source_hw[0], removed.shape[0])
+        columns = nearest_sample(frame.source_hw[1], removed.shape[1])
+        rgb = np.where(removed[rows[:, None], columns, None], np.uint8(0), rgb)
+    if any(frame.pad):
+        top, bottom, left, right = frame.pad
+        rgb = np.pad(rgb, ((top, bottom), (left, right), (0, 0)))
+    return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def load_truth(scan: Scan, frame: Frame | None = None) -> np.ndarray | None:
+    """Ground truth at working size, or at the scan's own size where ``frame`` is None.
+
+    (H, W) bool; all False for a good scan without a mask, None where nothing is known.
+    """
+    if scan.mask is not None:
+        return load_mask(scan.mask, frame)
+    if scan.label == 0:
+        return np.zeros(source_hw(scan) if frame is None else frame.working_hw, bool)
+    return None
+
+
+def source_hw(scan: Scan) -> tuple[int, int]:
+    """The scan's own (height, width): the image's, else the mask's, else the XYZ map's; headers only."""
+    for path in (scan.image, scan.mask):
+        if path is not None:
+            try:
+                return image_hw(path)
+            except InputError:
+                # with an XYZ map a run that uses the image will say so, and one of points can go on
+                if scan.xyz is None:
+                    raise
+    if scan.xyz is None:
+        raise InputError(f"{scan.name}: found neither an image nor an XYZ map")
+    return scan_xyz_hw(scan)
+
+
+def padded_xyz(
+    frame: Frame, hw: tuple[int, ...], scan: Scan
+) -> tuple[int, tuple[tuple[int, int], tuple[int, int]]]:
+    """Smaller side of the padded XYZ map, and its padding: the frame's, in the XYZ map's own pixels.
+
+    Raises:
+      InputError: the aspect ratio of the map is not the source's, to within a pixel.
+    """
+    height, width = frame.source_hw
+    if abs(hw[0] * width - hw[1] * height) > max(height, width):
+        raise InputError(
+            f"{scan.xyz}: found {hw[0]}×{hw[1]} points, expected the aspect ratio of {height}×{width}"
+        )
+    top, bottom, left, right = frame.pad
+    rows = _scaled_pad(top, bottom, height, hw[0])
+    columns = _scaled_pad(left, right, width, hw[1])
+    if any(frame.pad):
+        # rounding may leave the two sides a pixel apart
+        side = max(sum(rows) + hw[0], sum(columns) + hw[1])
+        rows = (rows[0], side - rows[0] - hw[0])
+        columns = (columns[0], side - columns[0] - hw[1])
+    return min(sum(rows) + hw[0], sum(columns) + hw[1]), (rows, columns)
+
+
+def _scaled_pad(before: int, after: int, source: int, target: int) -> tuple[int, int]:
+    return round(before * target / source), round(after * target / source)
+
+
+def _digests(task: Task) -> dict[str, str]:
+    """What the task reads of its scan, by field: the SHA-256 of files, other values as they are written."""
+    found = {}
+    for field in dataclasses.fields(task.scan):
+        name, value = field.name, getattr(task.scan, field.name)
+        if name in _IMAGE_FIELDS:
+            used = task.kind != "points" or _by_brightness(task)
+        else:
+            used = name == "mask" or (task.kind != "image" and name not in _OTHER_FIELDS)
+        if used and value is not None:
+            found[name] = _digest(value) if isinstance(value, Path) else repr(value)
+    return found
+
+
+def _digest(path: Path) -> str:
+    """Suffix and content: readers go by both."""
+    return path.suffix.lower() + hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def _key(task: Task, digests: Mapping[str, str]) -> str:
+    settings: tuple[Any, ...] = (task.kind, task.frame, task.image_size, task.scan.label == 0)
+    if task.kind != "image":
+        ground = task.scan.category not in eyecandies.WITHOUT_GROUND
+        rules = (CleanConfig(), eyecandies.EyecandiesConfig(), ground)
+        settings += (task.clean, task.units, task.sensor, rules, task.scan.image is None)
+    return _hash("scan", digests, settings)
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(repr((VERSION, *values)).encode()).hexdigest()
