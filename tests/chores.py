@@ -29,14 +29,14 @@ def leave_at_three(number):
 
 
 def note_pid(place):
-    """A file with this process's number appears at once; then it works on for half a minute."""
+    """A file with this process's number appears at once; then it works on for ten minutes."""
     folder, index = place
     with open(os.path.join(folder, f"{index}.new"), "w") as file:
         file.write(str(os.getpid()))
     os.replace(file.name, os.path.join(folder, f"{index}.pid"))
     if index == 0:
         return index
-    time.sleep(30)
+    time.sleep(600)
     return index
 
 

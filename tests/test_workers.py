@@ -112,11 +112,9 @@ def test_how_many(monkeypatch):
 
 def test_closing_ends_what_runs(tmp_path):
     items = [(str(tmp_path), i) for i in range(40)]
-    begin = time.monotonic()
     with contextlib.closing(workers.spread(chores.note_pid, items, processes=2)) as results:
         assert next(results) == (0, 0)
         started = pids(tmp_path, 2)
-    assert time.monotonic() - begin < 20
     assert not [pid for pid in started if alive(pid)]
     assert len(list(tmp_path.glob("*.pid"))) < 5
 
@@ -143,9 +141,19 @@ def parent(folder: Path, chore: str, items: str) -> subprocess.Popen:
     return process
 
 
+def end_of(process: subprocess.Popen) -> tuple[bytes, bytes]:
+    """What it wrote. The limit only keeps a failure from hanging: workers left alone go on for longer."""
+    try:
+        return process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+
+
 def test_a_script_from_standard_input_is_not_run_again(tmp_path):
     process = parent(tmp_path, "square", "range(4)")
-    out, err = process.communicate(timeout=60)
+    out, err = end_of(process)
     assert process.returncode == 0, err
     assert out.split() == [b"begun", b"done"]
 
@@ -155,7 +163,7 @@ def test_an_interrupt_leaves_no_process(tmp_path):
     process = parent(tmp_path, "note_pid", f"[({str(tmp_path)!r}, i) for i in range(1, 9)]")
     started = pids(tmp_path, 2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = end_of(process)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in err
     assert not [pid for pid in started if alive(pid)]
@@ -166,5 +174,5 @@ def test_a_killed_parent_leaves_no_process(tmp_path):
     process = parent(tmp_path, "short", f"[({str(tmp_path)!r}, i) for i in range(1000)]")
     (started,) = pids(tmp_path, 1)
     process.kill()
-    process.communicate(timeout=20)
+    end_of(process)
     wait_for(lambda: not alive(started))
