@@ -69,6 +69,8 @@ def measured(
             products[name], contestants[name] = shape, product
     times = program.interleaved(contestants, rounds=rounds, least=least, settle=SETTLE if peers else 0.0)
     seconds |= program.summary(times["ours"])
+    # Only torch's networks have bfloat16 with float32 sums in between; its other stages stay in float32.
+    spoken = "float32" if precision == "bfloat16" and model is None else precision
     return {
         "name": workload.name,
         "stage": workload.stage,
@@ -81,7 +83,7 @@ def measured(
         "memory": memory | {"process_peak": process_peak(), "device_peak": program.device_peak()},
         "result": result,
         **_rates(workload, operations, times, products),
-        "peers": {k: _peer(times["ours"], times[k], errors[k]) for k in errors},
+        "peers": {k: {"precision": spoken, **_peer(times["ours"], times[k], errors[k])} for k in errors},
     }
 
 

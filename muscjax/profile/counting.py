@@ -85,7 +85,7 @@ def _equation(equation: Any, inputs: list[Any]) -> tuple[Operations, list[Any]]:
     unknown = [None] * len(equation.outvars)
     if name == "scan":
         body = params["jaxpr"]
-        fixed = inputs[: params["num_consts"]]
+        fixed = inputs[: _scan_constants(params)]
         rest = [None] * (len(body.jaxpr.invars) - len(fixed))
         return _walk(body.jaxpr, body.consts, [*fixed, *rest])[0] * params["length"], unknown
     if name == "while":
@@ -105,6 +105,18 @@ def _equation(equation: Any, inputs: list[Any]) -> tuple[Operations, list[Any]]:
         return total, unknown
     outputs = _evaluated(equation, inputs) or unknown
     return _cost(equation), outputs
+
+
+def _scan_constants(params: Any) -> int:
+    """How many inputs of a scan are the same in every step; newer JAX keeps them as a tree."""
+    if "num_consts" in params:
+        return params["num_consts"]
+    tree = params.get("ft_in")
+    return (
+        0
+        if tree is None
+        else len(jax.tree.leaves(list(tree.unpack()[0].unpack()), is_leaf=lambda x: x is None))
+    )
 
 
 def _evaluated(equation: Any, inputs: list[Any]) -> list[Any] | None:
