@@ -52,10 +52,12 @@ def deviation(rows: Array, ref_valid: Array) -> Array:
     return jnp.sqrt(jnp.sum(centred * centred, axis=1) / jnp.maximum(count - 1, 1))
 
 
-def confidence(aligned: Array, own: Array, row_valid: Array, ref_valid: Array) -> Array:
-    """λ = 1 - rank_match(std(aligned), std(own)), the released form: (L, R) each -> (L,)."""
+def confidence(
+    aligned: Array, own: Array, row_valid: Array, ref_valid: Array, *, scale: float | Array = 1.0
+) -> Array:
+    """λ = 1 - scale · rank_match(std(aligned), std(own)), the released form: (L, R) each -> (L,)."""
     spread = jnp.where(row_valid, deviation(own, ref_valid), jnp.inf)
-    return 1 - rank_match(deviation(aligned, ref_valid), ascending(spread), row_valid)
+    return 1 - scale * rank_match(deviation(aligned, ref_valid), ascending(spread), row_valid)
 
 
 def match_range(cross: Array, own: Array, row_valid: Array, ref_valid: Array) -> Array:
@@ -88,7 +90,13 @@ def _matched_rows(cross: Array, own: Array, own_order: Array, row_valid: Array, 
 
 
 def _fuse(
-    own: Array, cross: Array, row_valid: Array, cross_valid: Array, ref_valid: Array, config: CaeConfig
+    own: Array,
+    cross: Array,
+    row_valid: Array,
+    cross_valid: Array,
+    ref_valid: Array,
+    config: CaeConfig,
+    scale: float | Array,
 ) -> Enhanced:
     """Steps 3-5 for one modality.
 
@@ -102,13 +110,13 @@ def _fuse(
     weight = jnp.ones(own.shape[0], own.dtype)
     aligned = cross
     if config.confidence and config.confidence_from == "aligned":
-        weight = confidence(cross, own, row_valid, ref_valid)
+        weight = confidence(cross, own, row_valid, ref_valid, scale=scale)
     if config.rescale == "rank":
         cross = _matched_rows(cross, own, own_order, cross_valid, ref_valid)
     else:
         cross = match_range(cross, own, cross_valid, ref_valid)
     if config.confidence and config.confidence_from == "rescaled":
-        weight = 1 - deviation(cross, ref_valid)
+        weight = 1 - scale * deviation(cross, ref_valid)
     enhanced = weight[:, None] * jnp.maximum(own, cross)
     if config.combine == "sum":
         return Enhanced(aligned, weight, cross, enhanced, enhanced, jnp.where(active, own + enhanced, own))
@@ -117,7 +125,14 @@ def _fuse(
 
 
 def steps(
-    image: Array, points: Array, patch: Array, group_valid: Array, ref_valid: Array, config: CaeConfig
+    image: Array,
+    points: Array,
+    patch: Array,
+    group_valid: Array,
+    ref_valid: Array,
+    config: CaeConfig,
+    *,
+    scale: float | Array = 1.0,
 ) -> tuple[Enhanced, Enhanced]:
     """What ``enhance`` does, with everything that it computes on the way. Arguments as there."""
     clean_image = jnp.where(ref_valid[None], image, 0)  # inf marks what does not count; keep it out of sums
@@ -125,8 +140,8 @@ def steps(
     to_image, to_points = align(clean_image, clean_points, patch, group_valid)
     every = jnp.ones(image.shape[0], bool)
     reached = jnp.sum(to_image, axis=1) != 0
-    new_image = _fuse(clean_image, to_image, every, reached, ref_valid, config)
-    new_points = _fuse(clean_points, to_points, group_valid, group_valid, ref_valid, config)
+    new_image = _fuse(clean_image, to_image, every, reached, ref_valid, config, scale)
+    new_points = _fuse(clean_points, to_points, group_valid, group_valid, ref_valid, config, scale)
     return (
         new_image._replace(fused=jnp.where(ref_valid[None], new_image.fused, image)),
         new_points._replace(
@@ -137,7 +152,14 @@ def steps(
 
 @jax.named_scope("cae.enhance")
 def enhance(
-    image: Array, points: Array, patch: Array, group_valid: Array, ref_valid: Array, config: CaeConfig
+    image: Array,
+    points: Array,
+    patch: Array,
+    group_valid: Array,
+    ref_valid: Array,
+    config: CaeConfig,
+    *,
+    scale: float | Array = 1.0,
 ) -> tuple[Array, Array]:
     """Enhance one sample's distances in each modality by the other's.
 
@@ -149,9 +171,10 @@ def enhance(
         ref_valid: (R,) bool, references that have both modalities; the others come back as they are.
         config: ``rescale``, ``confidence``, ``confidence_from`` and ``combine`` select the released code
             or the equations.
+        scale: of the spread that λ is 1 less; 0 makes every λ 1. May be traced.
 
     Returns:
         (M, R) and (G, R) float32.
     """
-    of_image, of_points = steps(image, points, patch, group_valid, ref_valid, config)
+    of_image, of_points = steps(image, points, patch, group_valid, ref_valid, config, scale=scale)
     return of_image.fused, of_points.fused

@@ -27,7 +27,9 @@ _SWEEPS = 4  # of Jacobi rotations; a 3×3 matrix is diagonal to float32 after t
 
 
 @jax.named_scope("ipg.group")
-def group(cloud: Cloud, config: GroupConfig) -> PointGroups:
+def group(
+    cloud: Cloud, config: GroupConfig, *, curvature_threshold: float | jax.Array | None = None
+) -> PointGroups:
     """Centres of one cloud and the points around them; batch it with ``vmap`` or ``lax.map``.
 
     ``lax.map`` suits a CPU, ``vmap`` an accelerator.
@@ -36,6 +38,7 @@ def group(cloud: Cloud, config: GroupConfig) -> PointGroups:
       cloud: one cloud of P points; fewer than G, K or 2K valid ones are fine, and so is none.
       config: static. ``expansion``: ``released`` (``expand_released``), ``paper`` (``expand_paper``) or
         ``none`` (the K nearest of every centre).
+      curvature_threshold: C_thr, which may be traced; None: the configuration's.
 
     Returns:
       ``PointGroups``. A group without K different points is filled up with its centre. A group that is not
@@ -56,7 +59,8 @@ def group(cloud: Cloud, config: GroupConfig) -> PointGroups:
         sizes = {"group_size": size, "initial_size": config.initial_size}
         grown = expand(points, cloud.valid, index, distance, **sizes)
         # In float32: a float64 threshold would call a curvature of exactly float32(0.01) flat.
-        curved = bend >= jnp.float32(config.curvature_threshold)
+        threshold = config.curvature_threshold if curvature_threshold is None else curvature_threshold
+        curved = bend >= jnp.asarray(threshold, jnp.float32)
         indices = jnp.where(curved[:, None], grown, indices)
     return PointGroups(
         indices=indices,

@@ -43,7 +43,7 @@ def average_rows(
     ref_valid: Array,
     ids: Array,
     *,
-    fraction: float,
+    fraction: float | Array,
     average: Callable,
 ) -> tuple[Array | None, Array | None]:
     """``average`` on the rows of the samples ``ids``: (B, M), (B, G)."""

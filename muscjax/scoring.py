@@ -319,15 +319,23 @@ def interval_size(fraction: float, count: int) -> int:
     return min(max(1, int(fraction * count)), max(count, 1))
 
 
+def _interval_sizes(fraction: float | Array, counted: Array, size: int) -> Array:
+    """``interval_size`` of every count up to ``size``; a traced fraction counts in float32."""
+    if isinstance(fraction, Array):
+        share = jnp.floor(fraction.astype(jnp.float32) * counted.astype(jnp.float32)).astype(jnp.int32)
+        return jnp.clip(share, 1, jnp.maximum(counted, 1).astype(jnp.int32))
+    return jnp.asarray([interval_size(fraction, r) for r in range(size + 1)], jnp.int32)[counted]
+
+
 @jax.named_scope("scoring.interval_average")
-def interval_average(distances: Array, fraction: float, valid: Array | None = None) -> Array:
+def interval_average(distances: Array, fraction: float | Array, valid: Array | None = None) -> Array:
     """Mean of the ``k = max(1, floor(fraction · R))`` smallest distances of each row (Eq. 9).
 
     The released single-modality code lacks the ``max(1, ·)`` and returns NaN for fewer than five samples.
 
     Args:
         distances: (..., R) float32, no NaN; inf is a distance that does not count.
-        fraction: X in (0, 1]; 0.3 in the paper.
+        fraction: X in (0, 1]; 0.3 in the paper. May be traced, to try many in one program.
         valid: bool, broadcastable to ``distances`` along its last axis, or None: references that count.
 
     Returns:
@@ -336,8 +344,7 @@ def interval_average(distances: Array, fraction: float, valid: Array | None = No
     size = distances.shape[-1]
     distances = distances if valid is None else jnp.where(valid, distances, jnp.inf)
     counted = jnp.sum(jnp.isfinite(distances), axis=-1)
-    sizes = np.asarray([interval_size(fraction, r) for r in range(size + 1)], np.int32)
-    k = jnp.asarray(sizes)[counted]
+    k = _interval_sizes(fraction, counted, size)
     smallest = jnp.expand_dims(k, -1) > lax.broadcasted_iota(jnp.int32, distances.shape, distances.ndim - 1)
     total = jnp.sum(
         jnp.where(smallest & (jnp.expand_dims(counted, -1) > 0), ascending(distances), 0), axis=-1
@@ -345,7 +352,7 @@ def interval_average(distances: Array, fraction: float, valid: Array | None = No
     return total / k.astype(total.dtype)
 
 
-def plain_average(distances: Array, fraction: float, valid: Array | None = None) -> Array:
+def plain_average(distances: Array, fraction: float | Array, valid: Array | None = None) -> Array:
     """Mean over all references: the ablation without the interval average. Arguments as there."""
     del fraction
     return interval_average(distances, 1.0, valid)
