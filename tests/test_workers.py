@@ -122,6 +122,8 @@ def test_closing_ends_what_runs(tmp_path):
 def parent(folder: Path, chore: str, items: str) -> subprocess.Popen:
     """A script from standard input without a guard: it cannot be imported, nor be run a second time."""
     code = (
+        # A suite in the background of a shell is told to ignore interrupts, and so are its children.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from muscjax.datasets import workers\nfrom tests import chores\n"
         f"print('begun', flush=True)\nlist(workers.spread(chores.{chore}, {items}, processes=2))\n"
         "print('done')"
