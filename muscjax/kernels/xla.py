@@ -57,32 +57,39 @@ def min_squared_distances(
     """
     q, level = as_operand(queries, precision)
     r, _ = as_operand(references, precision)
-    product = jnp.einsum("amc,blc->ambl", q, r, precision=level, preferred_element_type=jnp.float32)
-    to_references = _norms(r, reference_valid)[None, None] - 2 * product  # d^2 less the query's own norm
-    least = jnp.min(to_references, axis=3)
-    rows = least + _norms(q, None)[:, :, None]
+    (a, m, c), (b, l, _) = q.shape, r.shape
+    # Two matrices: a product with four free axes is 15 % slower on a CPU.
+    product = jnp.matmul(
+        q.reshape(a * m, c), r.reshape(b * l, c).T, precision=level, preferred_element_type=jnp.float32
+    ).reshape(a, m, b, l)
+    # The largest x.y - |y|^2 / 2 is the smallest distance: an operation less for every entry of the product.
+    near = product - 0.5 * _norms(r, reference_valid)[None, None]
+    most = jnp.max(near, axis=3)
+    rows = _norms(q, None)[:, :, None] - 2 * most
     if refine:
-        rows = _refined(queries, references, rows, _first_place(to_references, least, axis=3))
+        rows = _refined(queries, references, rows, _first_place(near, most, axis=3))
     if not columns:
         return jnp.maximum(rows, 0), None
-    to_queries = _norms(q, query_valid)[:, :, None, None] - 2 * product
-    least = jnp.min(to_queries, axis=1)
-    cols = jnp.moveaxis(least, 0, -1) + _norms(r, None)[:, :, None]
+    near = product - 0.5 * _norms(q, query_valid)[:, :, None, None]
+    most = jnp.max(near, axis=1)
+    cols = _norms(r, None)[:, :, None] - 2 * jnp.moveaxis(most, 0, -1)
     if refine:
-        index = jnp.moveaxis(_first_place(to_queries, least, axis=1), 0, -1)
+        index = jnp.moveaxis(_first_place(near, most, axis=1), 0, -1)
         cols = _refined(references, queries, cols, index)
     return jnp.maximum(rows, 0), jnp.maximum(cols, 0)
 
 
-def _first_place(values: Array, least: Array, *, axis: int) -> Array:
-    """The first index along ``axis`` that holds the minimum ``least``: ``argmin`` in two fast passes.
+def _first_place(values: Array, most: Array, *, axis: int) -> Array:
+    """The first index along ``axis`` that holds the maximum ``most``: ``argmax`` in two fast passes.
 
-    XLA's argmin is a scalar loop on a CPU, 35 times slower than its minimum of float32. That the values may
-    be computed anew does no harm: n - 2 p has one rounding, with or without a fused multiply-add.
+    XLA's argmax is a scalar loop on a CPU, 35 times slower than its maximum of float32. That the values may
+    be computed anew does no harm: a difference has one rounding.
     """
-    place = lax.broadcasted_iota(jnp.float32, values.shape, axis)  # exact: a sample has fewer than 2^24 patches
-    smallest = jnp.expand_dims(lax.optimization_barrier(least), axis)
-    return jnp.min(jnp.where(values == smallest, place, jnp.inf), axis=axis).astype(jnp.int32)
+    place = lax.broadcasted_iota(
+        jnp.float32, values.shape, axis
+    )  # exact: a sample has fewer than 2^24 patches
+    largest = jnp.expand_dims(lax.optimization_barrier(most), axis)
+    return jnp.min(jnp.where(values == largest, place, jnp.inf), axis=axis).astype(jnp.int32)
 
 
 def _refined(queries: Array, references: Array, least: Array, index: Array) -> Array:
