@@ -64,7 +64,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 label=label if kind != "ours" or not place else None,
             )
             left.errorbar(middle, y, xerr=[[max(0, e[0])] for e in spread], color="0.2", linewidth=0.8)
-            text = f"{middle:.3g}"
+            text = f"{middle:.0f}" if middle >= 100 else f"{middle:.3g}"
             if kind != "ours":
                 text += f"  ({w['peers'][kind]['ratio']['median']:.1f}×)"
             left.annotate(text, (1.12 * max(middle, 1e3 * s["iqr"][1]), y), va="center", fontsize=7)
@@ -72,7 +72,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     left.set_yticks(range(len(items)), [w["name"] for w in items])
     left.invert_yaxis()
     left.margins(x=0.25)
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for place, w in enumerate(items):
         if w["fraction"] is None:
             continue
