@@ -68,7 +68,20 @@ def digest(folder: Path) -> str:
 def test_help_of_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("detect", "demo", "synth", "doctor", "convert", "backbones"):
+    verbs = (
+        "detect",
+        "demo",
+        "synth",
+        "doctor",
+        "convert",
+        "backbones",
+        "evaluate",
+        "compare",
+        "explain",
+        "ablate",
+        "profile",
+    )
+    for verb in verbs:
         assert verb in out
         assert run(verb, "--help")[0] == 0
 
