@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from muscjax import datasets, metrics, outputs
 from muscjax.config import Config
 from muscjax.console import Observer
 from muscjax.datasets import Scan, synthetic
+from muscjax.evaluate import foreground
 from muscjax.requests import Outcome, Request
 from muscjax.run import run
 
@@ -25,7 +26,7 @@ MODALITIES = ("image", "points", "both")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One modality on the line."""
+    """One modality on the line, or maps that know nothing but where the object is."""
 
     modality: str
     image_auroc: float | None
@@ -54,7 +55,7 @@ def demo(
         request = Request(path=line, out=out / modality, modality=modality)
         (outcome,) = run(request, config, observe)
         rows.append(row(modality, outcome, out / modality))
-    return rows
+    return [*rows, yardstick(outcome)]
 
 
 def row(modality: str, outcome: Outcome, out: Path) -> Row:
@@ -62,8 +63,23 @@ def row(modality: str, outcome: Outcome, out: Path) -> Row:
     import tifffile
 
     scans = outcome.dataset.scans
-    masks = [_known(datasets.load_truth(scan)) for scan in scans]
     maps = [tifffile.imread(outputs.map_path(out, scan.name)) for scan in scans]
+    image = (outcome.summary or {}).get("image") or {}
+    return _measured(modality, scans, maps, image.get("auroc"))
+
+
+def yardstick(outcome: Outcome) -> Row:
+    """The same metrics of the blurred object masks."""
+    scans = outcome.dataset.scans
+    inside = [_known(foreground(scan)) for scan in scans]
+    maps = metrics.blurred_mask(inside)
+    labels = np.asarray([scan.label for scan in scans])
+    auroc = metrics.image_metrics(labels, np.asarray([m.max() for m in maps]))["auroc"]
+    return _measured("blurred mask", scans, maps, auroc)
+
+
+def _measured(name: str, scans: Sequence[Scan], maps: Sequence[np.ndarray], auroc: float | None) -> Row:
+    masks = [_known(datasets.load_truth(scan)) for scan in scans]
 
     def part(of: Callable[..., float | None], wanted: tuple[str, ...]) -> float | None:
         chosen = [i for i, scan in enumerate(scans) if _kind(scan) in ("good", *wanted)]
@@ -72,10 +88,9 @@ def row(modality: str, outcome: Outcome, out: Path) -> Row:
     def average_precision(truth: list[np.ndarray], found: list[np.ndarray]) -> float | None:
         return metrics.pixel_metrics(truth, found)["ap"]
 
-    image = (outcome.summary or {}).get("image") or {}
     return Row(
-        modality=modality,
-        image_auroc=image.get("auroc"),
+        modality=name,
+        image_auroc=auroc,
         pixel_ap=part(average_precision, KINDS),
         hit_rate=part(metrics.hit_rate, KINDS),
         ap_by_kind={kind: part(average_precision, (kind,)) for kind in KINDS},
@@ -112,10 +127,11 @@ def print_rows(console: Console, rows: list[Row]) -> None:
         cells = [percent(entry.image_auroc), percent(entry.pixel_ap), percent(entry.hit_rate)]
         for kind in KINDS:
             cells += [percent(entry.ap_by_kind[kind]), percent(entry.hit_by_kind[kind])]
-        table.add_row(entry.modality, *cells)
+        table.add_row(entry.modality, *cells, style=None if entry.modality in MODALITIES else "dim")
     console.print(table)
     console.print(
-        "pixel AP: average precision of the heat maps; hit: scans whose hottest pixel is on their defect.",
+        "pixel AP: average precision of the heat maps; hit: scans whose hottest pixel is on their defect. "
+        "blurred mask: maps that know where the object is and nothing else.",
         markup=False,
         highlight=False,
         soft_wrap=True,
