@@ -57,11 +57,9 @@ def min_squared_distances(
     """
     q, level = as_operand(queries, precision)
     r, _ = as_operand(references, precision)
-    (a, m, c), (b, l, _) = q.shape, r.shape
-    # Two matrices: a product with four free axes is 15 % slower on a CPU.
-    product = jnp.matmul(
-        q.reshape(a * m, c), r.reshape(b * l, c).T, precision=level, preferred_element_type=jnp.float32
-    ).reshape(a, m, b, l)
+    # As two matrices the product is some 10 % faster on a CPU, but XLA then rounds it differently for blocks of
+    # different sizes, and both plans must agree.
+    product = jnp.einsum("amc,blc->ambl", q, r, precision=level, preferred_element_type=jnp.float32)
     # The largest x.y - |y|^2 / 2 is the smallest distance: an operation less for every entry of the product.
     near = product - 0.5 * _norms(r, reference_valid)[None, None]
     most = jnp.max(near, axis=3)
