@@ -88,6 +88,39 @@ class KernelSuite:
         np.testing.assert_array_equal(own, 0)
         np.testing.assert_array_equal(back, 0)
 
+    @pytest.mark.parametrize("size", [7, 12, 49])
+    def test_refine_finds_the_first_of_equal_patches(self, size):
+        """Prime and divisible numbers of patches; every patch of a sample is the same one or its twin."""
+        queries, references = arrays(11, 2, 5, 3, size, 4)
+        references[:, size // 2] = references[:, -1] = references[:, 0]
+        plain, refined = self.call(queries, references), self.call(queries, references, refine=True)
+        limit = bound(queries, references, 4)
+        for before, after in zip(plain, refined, strict=True):
+            assert np.abs(before - after).max() <= limit
+        exact = reference.min_distances(queries, references) ** 2
+        np.testing.assert_allclose(refined[0], exact, rtol=2e-6)
+
+    @pytest.mark.parametrize("refine", [False, True])
+    @pytest.mark.parametrize("window", [0, 1, 9])
+    def test_window(self, window, refine):
+        """Nearest of the patches within the window; of all where none lies inside."""
+        queries, references = arrays(12, 2, 12, 3, 10, 5)
+        rng = np.random.default_rng(13)
+        cells = [rng.integers(0, 5, (*x.shape[:2], 2)).astype(np.int32) for x in (queries, references)]
+        valid = [rng.random(x.shape[:2]) > 0.3 for x in (queries, references)]
+        valid[1][2] = False
+        keywords = {"query_cells": cells[0], "reference_cells": cells[1], "window": window, "refine": refine}
+        rows, cols = self.call(queries, references, *valid, **keywords)
+        wanted = reference.min_distances(queries, references, valid[1], cells, window) ** 2
+        np.testing.assert_allclose(rows, wanted, rtol=2e-5)
+        wanted = reference.min_distances(references, queries, valid[0], cells[::-1], window) ** 2
+        np.testing.assert_allclose(cols, wanted, rtol=2e-5)
+        if window == 9:
+            for found, plain in zip(
+                (rows, cols), self.call(queries, references, *valid, refine=refine), strict=True
+            ):
+                np.testing.assert_array_equal(found, plain)
+
     def test_refine_keeps_invalid_references_at_infinity(self):
         queries, references = arrays(9, 1, 4, 2, 3, 5)
         valid = np.asarray([[True, False, True], [False, False, False]])

@@ -95,6 +95,25 @@ def test_plans_blocks_and_tiles_change_nothing(n, block, tile):
         np.testing.assert_allclose(mutual_scores(z, scoring.Plan(kind, block, tile)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize(("n", "tile"), [(6, 1), (7, 3), (5, 8)])
+def test_both_plans_round_alike(n, tile, refine):
+    """Whole rows are equal to the bit, whichever plan or single sample they come from."""
+    z = jnp.asarray(features(3, n, m=21, c=33))
+    valid = jnp.asarray(np.random.default_rng(4).random((n, 21)) > 0.2)
+    cells = jnp.asarray(np.random.default_rng(5).integers(0, 6, (n, 21, 2)).astype(np.int32))
+    kernel = {"refine": refine, "window": 2}
+    whole = scoring.mutual_min_distances(z, valid=valid, cells=cells, tile=tile, **kernel)
+    for plan in (scoring.Plan("symmetric", 2, tile), scoring.Plan("rows", 2, tile)):
+        found = scoring.map_rows(
+            None, z, lambda _, rows, __, ___: rows, plan=plan, points_valid=valid, point_cells=cells, **kernel
+        )
+        np.testing.assert_array_equal(found, whole)
+    for sample in range(n):
+        row = scoring.sample_distances(z, sample, tile=tile, valid=valid, cells=cells, **kernel)
+        np.testing.assert_array_equal(row, whole[sample])
+
+
 @given(st.sampled_from([2, 7]), st.integers(0, 99))
 def test_permutation_permutes_the_scores(n, seed):
     z = features(seed, n)

@@ -6,6 +6,8 @@ tile. ``d(x, y)^2 = |x|^2 + |y|^2 - 2 x.y`` with the norms of the operands as th
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -37,8 +39,11 @@ def min_squared_distances(
     query_valid: Array | None = None,
     reference_valid: Array | None = None,
     *,
+    query_cells: Array | None = None,
+    reference_cells: Array | None = None,
     precision: str = "float32",
     refine: bool = False,
+    window: int | None = None,
     columns: bool = True,
 ) -> tuple[Array, Array | None]:
     """Squared distance of every patch to the nearest patch of every sample of the other side.
@@ -48,8 +53,11 @@ def min_squared_distances(
         references: (B, L, C) float32.
         query_valid: (A, M) bool or None: patches that count as neighbours of the references.
         reference_valid: (B, L) bool or None.
+        query_cells, reference_cells: (A, M, 2), (B, L, 2) int32: places on the grid, with ``window``.
         precision: "float32", "tf32" or "bfloat16" operands; float32 accumulation always.
         refine: recompute the distance of each winning pair from the float32 features.
+        window: compare with the patches at most so many rows and columns away; with all of a sample's
+            patches where none of them is so near.
         columns: also the minima the other way round.
 
     Returns:
@@ -57,46 +65,84 @@ def min_squared_distances(
     """
     q, level = as_operand(queries, precision)
     r, _ = as_operand(references, precision)
-    # As two matrices the product is some 15 % faster on a CPU, but XLA then rounds it differently for blocks
-    # of different sizes, and both plans must agree.
-    product = jnp.einsum("amc,blc->ambl", q, r, precision=level, preferred_element_type=jnp.float32)
+    (a, m, c), (b, l, _) = q.shape, r.shape
+    # As two matrices: with four axes XLA copies the references, transposed, before it multiplies.
+    product = jnp.matmul(
+        q.reshape(a * m, c), r.reshape(b * l, c).T, precision=level, preferred_element_type=jnp.float32
+    ).reshape(a, m, b, l)
+    outside = None
+    if window is not None:
+        assert query_cells is not None
+        assert reference_cells is not None
+        apart = jnp.abs(query_cells[:, :, None, None] - reference_cells[None, None])
+        outside = jnp.max(apart, axis=-1) > window
     # The largest x.y - |y|^2 / 2 is the smallest distance: an operation less for every entry of the product.
-    near = product - 0.5 * _norms(r, reference_valid)[None, None]
-    most = jnp.max(near, axis=3)
+    half = 0.5 * _norms(r, reference_valid)[None, None]
+    most, place = _highest(product, half, outside, axis=3, places=refine)
     rows = _norms(q, None)[:, :, None] - 2 * most
-    if refine:
-        rows = _refined(queries, references, rows, _first_place(near, most, axis=3))
+    if place is not None:
+        rows = _refined(queries, references, rows, place)
     if not columns:
         return jnp.maximum(rows, 0), None
-    near = product - 0.5 * _norms(q, query_valid)[:, :, None, None]
-    most = jnp.max(near, axis=1)
+    half = 0.5 * _norms(q, query_valid)[:, :, None, None]
+    most, place = _highest(product, half, outside, axis=1, places=refine)
     cols = _norms(r, None)[:, :, None] - 2 * jnp.moveaxis(most, 0, -1)
-    if refine:
-        index = jnp.moveaxis(_first_place(near, most, axis=1), 0, -1)
-        cols = _refined(references, queries, cols, index)
+    if place is not None:
+        cols = _refined(references, queries, cols, jnp.moveaxis(place, 0, -1))
     return jnp.maximum(rows, 0), jnp.maximum(cols, 0)
 
 
-def _first_place(values: Array, most: Array, *, axis: int) -> Array:
-    """The first index along ``axis`` that holds the maximum ``most``: ``argmax`` in two fast passes.
+def _highest(
+    product: Array, half: Array, outside: Array | None, *, axis: int, places: bool
+) -> tuple[Array, Array | None]:
+    """The maximum of ``product - half`` along ``axis`` and the first index that holds it, as of ``argmax``.
 
-    XLA's argmax is a scalar loop on a CPU, 35 times slower than its maximum of float32. That the values may
-    be computed anew does no harm: a difference has one rounding.
+    Entries that lie ``outside`` of the window do not count, unless all of them do.
+
+    In two levels, the parts' maxima first and then the places of one part: XLA's argmax is a scalar loop on a
+    CPU, 35 times slower than its maximum. That the values may be computed anew does no harm: a difference has
+    one rounding. The axis is split before the difference, which then becomes part of the maximum.
     """
-    place = lax.broadcasted_iota(
-        jnp.float32, values.shape, axis
-    )  # exact: a sample has fewer than 2^24 patches
-    largest = jnp.expand_dims(lax.optimization_barrier(most), axis)
-    return jnp.min(jnp.where(values == largest, place, jnp.inf), axis=axis).astype(jnp.int32)
+    size = product.shape[axis]
+    parts = 1
+    if places:
+        parts = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - math.sqrt(size)))
+
+    def split(x: Array) -> Array:
+        here = (1, 1) if x.shape[axis] == 1 else (parts, size // parts)
+        return x.reshape(*x.shape[:axis], *here, *x.shape[axis + 1 :])
+
+    near = split(product) - split(half)
+    if outside is not None:
+        inside = jnp.where(split(outside), -jnp.inf, near)
+        alone = jnp.isneginf(jnp.max(inside, axis=(axis, axis + 1), keepdims=True))
+        near = jnp.where(alone, near, inside)
+    if not places:
+        return jnp.max(near, axis=(axis, axis + 1)), None
+    highest = lax.optimization_barrier(jnp.max(near, axis=axis + 1))
+    most = jnp.max(highest, axis=axis)
+    part = _first(highest == jnp.expand_dims(most, axis), axis)
+    chosen = jnp.expand_dims(part, (axis, axis + 1))
+    if outside is None:  # its own difference: one that is used twice would be written out in full
+        near = lax.optimization_barrier(split(product)) - lax.optimization_barrier(split(half))
+    inner = jnp.take_along_axis(near, chosen, axis=axis, mode="promise_in_bounds").squeeze(axis)
+    return most, part * (size // parts) + _first(inner == jnp.expand_dims(most, axis), axis)
+
+
+def _first(flags: Array, axis: int) -> Array:
+    """The first index along ``axis`` that is set; there is one."""
+    place = lax.broadcasted_iota(jnp.float32, flags.shape, axis)  # exact: fewer than 2^24 patches
+    found = jnp.min(jnp.where(flags, place, jnp.inf), axis=axis)
+    return jnp.minimum(found, flags.shape[axis] - 1).astype(jnp.int32)
 
 
 def _refined(queries: Array, references: Array, least: Array, index: Array) -> Array:
-    """(A, M, B) squared distances of the pairs (a, m) and (b, index[a, m, b]), computed directly."""
-    ones = jnp.ones(queries.shape[-1:], queries.dtype)
+    """(A, M, B) squared distances of the pairs (a, m) and (b, index[a, m, b]), computed directly.
 
-    def against(reference: Array, winners: Array) -> Array:  # (L, C), (A, M) -> (A, M)
-        difference = queries - reference.at[winners].get(mode="clip")
-        return jnp.matmul(difference * difference, ones, precision=lax.Precision.HIGHEST)
-
-    exact = lax.map(lambda pair: against(*pair), (references, jnp.moveaxis(index, -1, 0)))
+    All winners are gathered at once, (B, A, M, C): C / L times the product itself.
+    """
+    b, l, c = references.shape
+    winners = jnp.moveaxis(index, -1, 0) + l * jnp.arange(b, dtype=index.dtype)[:, None, None]
+    difference = queries[None] - references.reshape(b * l, c).at[winners].get(mode="promise_in_bounds")
+    exact = jnp.matmul(difference * difference, jnp.ones(c, jnp.float32), precision=lax.Precision.HIGHEST)
     return jnp.where(jnp.isinf(least), jnp.inf, jnp.moveaxis(exact, 0, -1))

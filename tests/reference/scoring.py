@@ -3,13 +3,17 @@
 import numpy as np
 
 
-def min_distances(queries, references, valid=None):
-    """(Q, M, C), (R, L, C) -> (Q, M, R)."""
+def min_distances(queries, references, valid=None, cells=None, window=None):
+    """(Q, M, C), (R, L, C) -> (Q, M, R); ``cells`` are those of both sides, (Q, M, 2) and (R, L, 2)."""
     out = np.full((len(queries), queries.shape[1], len(references)), np.inf)
     for j, reference in enumerate(references.astype(np.float64)):
-        kept = reference if valid is None else reference[valid[j]]
+        counts = np.ones(len(reference), bool) if valid is None else valid[j]
         for i, query in enumerate(queries.astype(np.float64)):
             for m, patch in enumerate(query):
+                near = counts
+                if window is not None:
+                    near = counts & (np.abs(cells[1][j] - cells[0][i, m]).max(axis=1) <= window)
+                kept = reference[near if near.any() else counts]
                 if len(kept):
                     out[i, m, j] = np.sqrt(((kept - patch) ** 2).sum(axis=1)).min()
     return out
