@@ -7,7 +7,6 @@ ground truth, as those evaluations do.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +19,10 @@ from muscjax import datasets, metrics
 from muscjax.config import released
 from muscjax.console import Observer
 from muscjax.datasets import Dataset, Scan
+from muscjax.datasets.decoding import decode_npy, decode_tiff, open_image, read_bytes, readable
 from muscjax.datasets.loading import Units
-from muscjax.errors import InputError
+from muscjax.errors import InputError, shown
+from muscjax.texts import read_table
 
 # A file of numbers goes before a picture of the same name.
 SUFFIXES = (".tiff", ".tif", ".npy", ".png")
@@ -153,22 +154,16 @@ def load_map(path: Path) -> np.ndarray:
 
     Raises InputError: unreadable, a colour picture, another number of axes, NaN or infinity.
     """
-    try:
+    with readable(path, "map"):
         values = _stored(path)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such map") from None
-    except Exception as error:  # decoders of damaged files raise nearly any type
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a readable map: {reason}") from None
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
         values = values.squeeze(0 if values.shape[0] == 1 else 2)
     if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiub":
         raise InputError(
             f"{path}: found {values.dtype} of shape {values.shape}, expected (height, width) scores"
         )
-    bad = np.count_nonzero(~np.isfinite(values))
+    with np.errstate(over="ignore"):  # what is not finite as float32 would become so when it is resized
+        bad = np.count_nonzero(~np.isfinite(values.astype(np.float32)))
     if bad:
         raise InputError(f"{path}: found NaN or infinity in {bad} pixels, expected finite scores")
     return values.astype(np.result_type(values.dtype, np.float32), copy=False)
@@ -219,21 +214,12 @@ def read_scores(path: Path, scans: Sequence[Scan], problems: list[str]) -> dict[
     ``xyz`` and the suffix left out. What is missing or no number becomes a line of ``problems``.
     Raises InputError: unreadable, or without these columns.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            rows, columns = list(table), table.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV: {getattr(error, 'strerror', None) or error}") from None
-    if not {"path", "score"} <= set(columns):
-        raise InputError(f"{path}: found the columns {', '.join(columns)}; expected path and score")
     by_file: dict[str, str] = {}
     by_name: dict[tuple[str, ...], str] = {}
-    for row in rows:
-        stated = (row["path"] or "").removeprefix("'")
+    for row in score_table(path):
+        stated = row["path"].removeprefix("'")
         by_file[os.path.realpath(stated)] = row["score"]
-        parts = Path(stated).with_suffix("").parts if Path(stated).suffix else Path(stated).parts
-        parts = tuple(part for part in parts if part not in ("rgb", "xyz"))
+        parts = named_parts(stated)
         by_name.update({parts[-length:]: row["score"] for length in range(1, min(len(parts), 5) + 1)})
     out: dict[str, float] = {}
     for scan in scans:
@@ -247,10 +233,32 @@ def read_scores(path: Path, scans: Sequence[Scan], problems: list[str]) -> dict[
         if value is None:
             problems.append(f"{path}: found no score of {scan.name}")
         elif not np.isfinite(value):
-            problems.append(f"{path}: found the score {text!r} of {scan.name}, expected a finite number")
+            problems.append(f"{path}: found the score {shown(text)} of {scan.name}, expected a finite number")
         else:
             out[scan.name] = value
     return out
+
+
+def score_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV with the columns ``path`` and ``score``, as ``detect`` writes it.
+
+    Raises InputError: unreadable, without these columns, or a path that no system could have.
+    """
+    columns, rows = read_table(path)
+    if not {"path", "score"} <= set(columns):
+        found = ", ".join(columns)[:200]
+        raise InputError(f"{path}: found the columns {found}; expected path and score")
+    for line, row in rows:
+        if "\0" in row["path"]:
+            raise InputError(f"{path}: line {line}: path: found {shown(row['path'])}, expected no NUL")
+    return [row for _, row in rows]
+
+
+def named_parts(stated: str) -> tuple[str, ...]:
+    """The parts of a path that name a scan: without the folders ``rgb`` and ``xyz``, and the suffix."""
+    path = Path(stated)
+    parts = path.with_suffix("").parts if path.suffix else path.parts
+    return tuple(part for part in parts if part not in ("rgb", "xyz"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,17 +345,13 @@ def _resized(dataset: Dataset, loaded: Sequence[_Loaded]) -> Iterator[str]:
 
 def _stored(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
-        return np.load(path, allow_pickle=False)
+        return decode_npy(read_bytes(path))
     if path.suffix.lower() == ".png":
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            if len(picture.getbands()) > 1 or picture.mode == "P":
-                raise InputError(f"{path}: found a colour picture, expected a map of one channel")
-            return np.asarray(picture)
-    import tifffile
-
-    return tifffile.imread(path, maxworkers=1)
+        picture = open_image(path)
+        if len(picture.getbands()) > 1 or picture.mode == "P":
+            raise InputError(f"{path}: found a colour picture, expected a map of one channel")
+        return np.asarray(picture)
+    return decode_tiff(read_bytes(path), lambda shape: None)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -185,8 +185,8 @@ def test_unknown_field_and_impossible_heads_are_refused(lists):
     ("config", "found"),
     [
         ({"hidden_size": 384}, "hidden_size is 384"),
-        ({"hidden_act": "silu"}, "hidden_act silu"),
-        ("{", "cannot be read"),
+        ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ("{", "not a JSON file"),
     ],
 )
 def test_configuration_beside_the_file_must_fit(lists, tmp_path, config, found):

@@ -200,7 +200,7 @@ def test_converted_file_must_be_what_its_header_says(tmp_path):
     assert "architecture cannot be read" in rewritten(tensors, {**header, "architecture": "{"})
     assert "architecture cannot be read" in rewritten(tensors, {**header, "architecture": '{"depth": 3}'})
     hostile = json.loads(header["architecture"]) | {"patch_size": 0}
-    assert "describes no network" in rewritten(tensors, {**header, "architecture": json.dumps(hostile)})
+    assert "patch_size: found 0" in rewritten(tensors, {**header, "architecture": json.dumps(hostile)})
     assert "expected muscjax-1" in rewritten(tensors, {**header, "format": "muscjax-9"})
     assert "not converted yet" in rewritten(tensors, {})
 

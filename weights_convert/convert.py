@@ -161,8 +161,7 @@ def plan(
             spec = dataclasses.replace(spec, **(infer.beside(path, layout.name, spec) | stated))
     except TypeError as error:
         raise InputError(f"{path}: {error}") from None
-    if spec.heads < 1 or spec.width % spec.heads:
-        raise InputError(f"{path}: width {spec.width} is no multiple of {spec.heads} heads; state heads")
+    spec = params.checked(dataclasses.asdict(spec), type(spec), f"{path}: cannot be converted")
     return _check(path, family, layout, spec, shapes, names, matches)
 
 
@@ -196,7 +195,7 @@ def _check(path, family, layout: Layout, spec, shapes, names, matches) -> Plan:
             elif key is not None:
                 targets.setdefault(target, []).append((key, rule))
     problems = [
-        f"{len(lines)} {what}: {', '.join(lines)}"
+        f"{len(lines)} {what}: {params.listed(lines).replace('; ', ', ')}"
         for what, lines in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if lines
     ]

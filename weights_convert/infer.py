@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from muscjax.backbones import point_mae, vit
 from muscjax.backbones.layers import ACTIVATIONS
-from muscjax.errors import InputError
+from muscjax.config import typed
+from muscjax.errors import InputError, shown
+from muscjax.texts import read_json
 from weights_convert.rules import Shape
 
 # What the tensors of a family do not tell. CLIP is run at 518 as in MuSc where its patch divides that.
@@ -111,18 +112,20 @@ def beside(path: Path, layout: str, spec: vit.Spec) -> dict[str, Any]:
     if not layout.startswith("hf"):
         stated = config.get("pretrained_cfg")
         stated = stated if isinstance(stated, dict) else {}
-        return _stated({name: _triple(stated.get(name)) for name in ("mean", "std")})
+        return _stated(
+            {name: _triple(stated.get(name)) for name in ("mean", "std")}, path.parent / "config.json"
+        )
     vision = config.get("vision_config", config)
     vision = vision if isinstance(vision, dict) else {}
     for name, found in (("hidden_size", spec.width), ("num_hidden_layers", spec.depth)):
         if vision.get(name, found) != found:
             raise InputError(
-                f"{path.parent / 'config.json'}: {name} is {vision[name]}, but {path.name} has {found}"
+                f"{path.parent / 'config.json'}: {name} is {shown(vision[name])}, but {path.name} has {found}"
             )
     activation = vision.get("hidden_act")
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation is not None and activation not in tuple(ACTIVATIONS):
         raise InputError(
-            f"{path.parent / 'config.json'}: hidden_act {activation} is not one of {[*ACTIVATIONS]}"
+            f"{path.parent / 'config.json'}: hidden_act {shown(activation)} is not one of {[*ACTIVATIONS]}"
         )
     prepare = _json(path.parent / "preprocessor_config.json")
     return _stated(
@@ -130,28 +133,32 @@ def beside(path: Path, layout: str, spec: vit.Spec) -> dict[str, Any]:
             "heads": vision.get("num_attention_heads"),
             "eps": vision.get("layer_norm_eps"),
             "activation": activation,
-            "mean": _triple(prepare.get("image_mean")),
-            "std": _triple(prepare.get("image_std")),
-        }
+        },
+        path.parent / "config.json",
+    ) | _stated(
+        {"mean": _triple(prepare.get("image_mean")), "std": _triple(prepare.get("image_std"))},
+        path.parent / "preprocessor_config.json",
     )
 
 
-def _stated(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
+_HINTS = get_type_hints(vit.Spec)
+
+
+def _stated(fields: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of the architecture that are there, each of its type; InputError names the file."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {name: typed(value, _HINTS[name], f"{path}: {name}") for name, value in given.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
-def _triple(value: Any) -> tuple[float, ...] | None:
-    return tuple(map(float, value)) if isinstance(value, list) and len(value) == 3 else None
+def _triple(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) and len(value) == 3 else None
 
 
 def _projection(shape: Shape | None, width: int, text: int | None) -> int:

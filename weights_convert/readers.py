@@ -73,8 +73,7 @@ def _open_torch(path: Path) -> Checkpoint:
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # Before 2.6 a crafted file gets past weights_only (CVE-2025-32434).
         raise InputError(f"{path}: torch {torch.__version__} cannot read it safely, expected 2.6 or newer")
-    if _is_torchscript(path):
-        raise InputError(f"{path}: a TorchScript archive, which holds code; save its state_dict instead")
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_plain_containers()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -83,7 +82,16 @@ def _open_torch(path: Path) -> Checkpoint:
     except Exception as error:  # a damaged pickle can raise anything at all
         raise InputError(f"{path}: damaged PyTorch checkpoint ({_one_line(error)})") from None
     tensors = _unwrap(path, loaded, torch.Tensor)
-    shapes = {name: tuple(t.shape) for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+    found = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+    shapes = {name: tuple(t.shape) for name, t in found.items()}
+    odd = next((name for name, t in found.items() if t.layout != torch.strided or t.is_quantized), None)
+    if odd is not None:
+        raise InputError(f"{path}: {odd[:200]} is no plain tensor, expected numbers in a row")
+    # A view may repeat one number any number of times; shared weights are stored once and named twice.
+    claimed = sum(t.numel() * t.element_size() for t in found.values())
+    held = 2 * path.stat().st_size
+    if claimed > held:
+        raise InputError(f"{path}: its tensors claim {claimed} bytes, expected at most {held}")
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name].detach()
@@ -112,11 +120,21 @@ def _plain_containers() -> list[Any]:
     ]
 
 
-def _is_torchscript(path: Path) -> bool:
+def _check_archive(path: Path) -> None:
+    """InputError where a zip archive is damaged, holds code, or would grow when it is unpacked."""
     if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path}: damaged PyTorch checkpoint ({_one_line(error)})") from None
+    if any(e.filename.endswith("/constants.pkl") or "/code/" in e.filename for e in entries):
+        raise InputError(f"{path}: a TorchScript archive, which holds code; save its state_dict instead")
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or (
+        sum(e.file_size for e in entries) > path.stat().st_size
+    ):
+        raise InputError(f"{path}: a compressed archive, which torch.save never writes; save it again")
 
 
 def _unwrap(path: Path, loaded: Any, tensor: type) -> dict[str, Any]:

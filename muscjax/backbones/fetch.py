@@ -21,6 +21,7 @@ from typing import Any
 from muscjax.backbones.params import sha256
 from muscjax.errors import InputError
 from muscjax.files import cache_root, replaced, replacing
+from muscjax.texts import read_record
 
 _TIMEOUT = 20  # seconds without an answer
 _CHUNK = 1 << 20
@@ -127,13 +128,7 @@ def _ledger_path() -> Path:
 
 def _ledger() -> dict[str, str]:
     path = _ledger_path()
-    try:
-        entries = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from None
-    if not isinstance(entries, dict):
-        raise InputError(f"{path}: expected a JSON object of hashes")
-    return entries
+    return read_record(path) if path.exists() else {}
 
 
 def _download(url: str, path: Path, *, label: str, progress: bool) -> None:

@@ -12,18 +12,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from muscjax.backbones import point_mae, vit
-from muscjax.errors import InputError
+from muscjax.config import typed
+from muscjax.errors import InputError, shown
 from muscjax.files import replacing
 
 FORMAT = "muscjax-1"
@@ -104,7 +105,7 @@ def load(path: str | os.PathLike, *, kind: Kind, dtype=jnp.float32) -> Loaded:
     spec = _spec(path, fields)
     try:
         wanted = shapes(spec)
-    except Exception as error:  # a header may hold anything
+    except Exception as error:  # of fields that are well each, and do not go together
         raise InputError(f"{path}: header describes no network ({_one_line(error)})") from None
     wrong = [
         *(f"{name} missing" for name in sorted(wanted.keys() - found.keys())),
@@ -116,7 +117,7 @@ def load(path: str | os.PathLike, *, kind: Kind, dtype=jnp.float32) -> Loaded:
         ),
     ]
     if wrong:
-        raise InputError(f"{path}: not the {spec.family} network of its header: {'; '.join(wrong)}")
+        raise InputError(f"{path}: not the {spec.family[:80]} network of its header: {listed(wrong)}")
     params: dict[str, Any] = {}
     for name, array in _arrays(path):
         *parents, leaf = name.split(".")
@@ -175,12 +176,62 @@ def _header(path: Path, found: dict[str, str] | None) -> dict[str, str]:
 
 def _spec(path: Path, fields: dict[str, str]) -> Spec:
     kinds: dict[str | None, type[Spec]] = {"image": vit.Spec, "points": point_mae.Spec}
+    where = f"{path}: header field architecture cannot be read"
     try:
-        stored = json.loads(fields["architecture"])
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
-        return kinds[fields["kind"]](**values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: header field architecture cannot be read ({_one_line(error)})") from None
+        return checked(json.loads(fields["architecture"]), kinds[fields["kind"]], where)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{where} ({_one_line(error)})") from None
+
+
+_HINTS = {spec: get_type_hints(spec) for spec in (vit.Spec, point_mae.Spec)}
+# Far beyond any published network, and small enough that listing the parameters takes no time.
+_MOST = {
+    "patch_size": 1024,
+    "width": 1 << 16,
+    "depth": 1000,
+    "heads": 1 << 12,
+    "image_size": 1 << 14,
+    "input_size": 1 << 14,
+    "registers": 1 << 12,
+    "projection": 1 << 16,
+    "mlp_ratio": 64.0,
+    "eps": 1.0,
+}
+
+
+def checked(values: Mapping[str, Any], kind: type[Spec], where: str) -> Spec:
+    """The architecture of these fields; InputError, which begins with ``where``, for one that cannot be."""
+    hints = _HINTS[kind]
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise InputError(f"{where} (unknown field {unknown[0][:80]!r})")
+    fields = {name: typed(value, hints[name], f"{where} ({name})") for name, value in values.items()}
+    try:
+        spec = kind(**fields)
+    except TypeError as error:  # of a field that is missing
+        raise InputError(f"{where} ({_one_line(error)})") from None
+    for name, most in _MOST.items():
+        value = getattr(spec, name, most)
+        low = value >= 0 if name in ("registers", "projection") else value > 0
+        if not (low and value <= most):
+            raise InputError(f"{where} ({name}: found {shown(value)}, expected at most {most})")
+    if spec.width % spec.heads:
+        raise InputError(f"{where} (width {spec.width} is no multiple of {spec.heads} heads; state heads)")
+    if not spec.taps or not all(0 <= tap < spec.depth for tap in spec.taps):
+        raise InputError(f"{where} (taps: found {shown(spec.taps)}, expected blocks 0 to {spec.depth - 1})")
+    if isinstance(spec, vit.Spec) and (
+        len(spec.mean) != 3 or len(spec.std) != 3 or min(spec.std) <= 0 or spec.grid < 1
+    ):
+        raise InputError(f"{where} (mean, std: expected three numbers each; a patch in the image)")
+    return spec
+
+
+def listed(lines: Sequence[str], most: int = 400) -> str:
+    """Lines as one, and how many there are beyond ``most``."""
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
 
 
 def _one_line(error: Exception) -> str:

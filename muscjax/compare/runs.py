@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,9 @@ import numpy as np
 
 from muscjax import datasets
 from muscjax.datasets import Scan
-from muscjax.errors import InputError
+from muscjax.errors import InputError, shown
+from muscjax.evaluate import named_parts, score_table
+from muscjax.requests import record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,31 +32,13 @@ def read_run(folder: Path) -> Run:
 
     Raises InputError: no such folder, a run that did not finish, or a file that is missing or unreadable.
     """
-    path = folder / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise InputError(
-            f"{path}: cannot be read ({reason}), expected the results of muscjax detect"
-        ) from None
-    if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
-        raise InputError(f"{path}: found no request, expected the record of a finished run")
-    path = folder / "scores.csv"
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            rows, columns = tuple(table), table.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    if not {"path", "score"} <= set(columns):
-        raise InputError(f"{path}: found the columns {', '.join(columns)}; expected path and score")
+    record = record_of(folder)
+    rows = score_table(folder / "scores.csv")
     maps = folder / "maps"
     names = frozenset(p.relative_to(maps).with_suffix("").as_posix() for p in maps.rglob("*.tiff"))
     if not names:
         raise InputError(f"{maps}: found no map, expected one .tiff per scan")
-    return Run(folder, record, rows, names)
+    return Run(folder, record, tuple(rows), names)
 
 
 def same_scans(a: Run, b: Run) -> None:
@@ -106,9 +88,9 @@ def rows_of_scans(run: Run, names: Sequence[str], scans: Mapping[str, Scan]) -> 
     by_file: dict[str, Mapping[str, str]] = {}
     by_end: dict[tuple[str, ...], Mapping[str, str] | None] = {}
     for row in run.rows:
-        stated = (row["path"] or "").removeprefix("'")
+        stated = row["path"].removeprefix("'")
         by_file[os.path.realpath(stated)] = row
-        parts = tuple(p for p in Path(stated).with_suffix("").parts if p not in ("rgb", "xyz"))
+        parts = named_parts(stated)
         for length in range(1, len(parts) + 1):
             end = parts[-length:]
             by_end[end] = None if end in by_end else row  # the end of two paths names neither
@@ -133,7 +115,8 @@ def score_of(run: Run, row: Mapping[str, str]) -> float:
         value = np.nan
     if not np.isfinite(value):
         place = run.folder / "scores.csv"
-        raise InputError(f"{place}: found the score {row['score']!r} of {row['path']}, expected a number")
+        found = shown(row["score"])
+        raise InputError(f"{place}: found the score {found} of {row['path'][:200]}, expected a number")
     return value
 
 

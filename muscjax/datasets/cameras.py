@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muscjax.camera import Camera
-from muscjax.errors import InputError
+from muscjax.datasets.decoding import MOST_POINTS
+from muscjax.errors import InputError, shown
+from muscjax.texts import MOST_SETTINGS
 
 NAMES = (
     "camera.json",
@@ -19,7 +20,6 @@ NAMES = (
     "camera_parameters.json",
     "calibration/camera_parameters.json",
 )
-MOST_BYTES = 1 << 20  # of a text that is a handful of numbers
 LARGEST_SIDE = 1 << 14
 _PINHOLE = ("fx", "fy", "cx", "cy", "width", "height")
 _MVTEC = ("focus", "sx", "sy", "cx", "cy", "image_width", "image_height")
@@ -52,6 +52,10 @@ def decode_camera(content: bytes, path: Path) -> Camera:
     for name, value in (("width", width), ("height", height)):
         if value != int(value) or not 1 <= value <= LARGEST_SIDE:
             raise InputError(f"{path}: {name}: found {value:g}, expected whole pixels, 1 to {LARGEST_SIDE}")
+    if width * height > MOST_POINTS:
+        raise InputError(
+            f"{path}: found {width:g}×{height:g} pixels, expected at most {MOST_POINTS} altogether"
+        )
     return Camera(fx, fy, cx, cy, int(width), int(height), kappa, extrinsic)
 
 
@@ -63,11 +67,19 @@ def mapping(content: bytes, path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    if len(content) > MOST_BYTES:
+    class Plain(yaml.SafeLoader):
+        """Without references: a few lines of them stand for any number of values."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it refers to other places of itself")
+            return super().compose_node(parent, index)
+
+    if len(content) > MOST_SETTINGS:
         raise InputError(f"{path}: found {len(content)} bytes, expected a short text of numbers")
     try:
         text = content.decode("utf-8-sig")
-        found = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        found = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, Plain)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
@@ -92,8 +104,9 @@ def _number(fields: dict[str, Any], name: str, path: Path) -> float:
     if name not in fields:
         raise InputError(f"{path}: {name} is missing, expected a camera with {', '.join(_PINHOLE)}")
     value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{path}: {name}: found {str(value)[:80]!r}, expected a finite number")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) < 1e300:  # also of a whole number that no float can hold
+        raise InputError(f"{path}: {name}: found {shown(value)}, expected a finite number")
     return float(value)
 
 

@@ -25,6 +25,7 @@ from muscjax.datasets.tree import (
     subfolders,
 )
 from muscjax.errors import InputError
+from muscjax.texts import MOST_SETTINGS, read_bytes
 
 NAME = "eyecandies"
 EXPECTED = "<Category>/test_public/data/NN_{image_0.png,depth.png,info_depth.yaml,pose.txt,mask.png}"
@@ -122,10 +123,7 @@ def _label(metadata: Path | None, mask: Path | None, problems: Problems) -> tupl
 
     if metadata is not None:
         try:
-            said = mapping(metadata.read_bytes(), metadata)
-        except OSError as error:
-            problems.fatal.append(f"{metadata}: cannot be read ({error.strerror})")
-            return None, ""
+            said = mapping(read_bytes(metadata, most=MOST_SETTINGS), metadata)
         except InputError as error:
             problems.fatal.append(str(error))
             return None, ""

@@ -39,6 +39,7 @@ from muscjax.errors import InputError
 
 NAME = "folder"
 EXPECTED = "images or clouds (.tiff, .npy, .ply), in the folder or below it"
+MOST_FOLDERS = 20_000
 RESULTS = "run.json"  # what a run leaves in its output folder
 LABELS = "labels.csv"
 MASKS = ("masks", "mask")
@@ -56,9 +57,22 @@ def folders(path: Path) -> list[Path]:
 
 
 def _below(path: Path, left_out: list[Path]) -> list[Path]:
-    if path in left_out or (path / RESULTS).is_file():
-        return []
-    return [path, *(below for child in subfolders(path) for below in _below(child, left_out))]
+    """Each folder once, by the first of its names: links may lead in circles, or double at every level."""
+    seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        about = folder.stat()
+        place = about.st_dev, about.st_ino
+        if place in seen or folder in left_out or (folder / RESULTS).is_file():
+            continue
+        seen.add(place)
+        found.append(folder)
+        if len(found) > MOST_FOLDERS:
+            raise InputError(f"{path}: found more than {MOST_FOLDERS} folders, expected a data set")
+        waiting += reversed(subfolders(folder))
+    return found
 
 
 def matches(path: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muscjax.datasets import btad, eyecandies, folder, mpdd, mvtec, mvtec3d, visa
-from muscjax.datasets.tree import Dataset, Modality
+from muscjax.datasets.tree import Dataset, Modality, with_fewest
 from muscjax.errors import InputError
 
 
@@ -45,6 +45,7 @@ def open_dataset(
     split: str = "test",
     modality: Modality = "auto",
     strict: bool = True,
+    fewest: int = 2,
 ) -> list[Dataset]:
     """The data sets under ``path``, one per category.
 
@@ -59,10 +60,11 @@ def open_dataset(
       modality: what a run will use; "auto" is both where both are there. "image" and "points" ask for no
         partner.
       strict: raise on fatal problems; otherwise they stand in ``Dataset.fatal``.
+      fewest: scans without which no run is possible: two, or one where it is scored against a reference set.
 
     Raises:
       InputError: no such folder, an unknown or unrecognisable layout or, if ``strict``, a fatal problem
-        (scans that do not pair, one stem twice, fewer than two scans); it names the first and counts them.
+        (scans that do not pair, one stem twice, too few scans); it names the first and counts them.
     """
     path = Path(path)
     if not path.exists():
@@ -73,7 +75,8 @@ def open_dataset(
         raise InputError(f"layout: found {layout!r}, expected auto or one of: {', '.join(LAYOUTS)}")
     try:
         reader = _recognise(path) if layout == "auto" else LAYOUTS[layout]
-        datasets = reader.read(path, category=category, split=split, modality=modality)
+        found = reader.read(path, category=category, split=split, modality=modality)
+        datasets = [with_fewest(dataset, fewest) for dataset in found]
     except OSError as error:
         raise InputError(f"{error.filename or path}: cannot be listed: {error.strerror}") from None
     fatal = [problem for dataset in datasets for problem in dataset.fatal]

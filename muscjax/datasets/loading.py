@@ -5,60 +5,37 @@ Whatever is wrong with a file becomes one ``InputError`` line that names it.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
+from muscjax.datasets.decoding import (
+    MOST_POINTS,
+    decode_npy,
+    decode_tiff,
+    image_size,
+    npy_shape,
+    open_image,
+    read_bytes,
+    readable,
+)
 from muscjax.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
-
     from muscjax.types import Frame
 
+Result = TypeVar("Result")
 Units = Literal["m", "mm", "auto"]
+FARTHEST = 1e9  # no coordinate in any unit; the squares of smaller ones are float32 numbers
 FAR = 10.0  # a median distance above it is read as millimetres: no sensor works at 10 m, none at 10 mm
-MOST_POINTS = 1 << 26  # beyond any sensor; a damaged header may claim gigabytes
-
-# The decoders also log what they raise; without a handler that would go to stderr, in many lines
-for _name in ("tifffile", "PIL"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
-@contextlib.contextmanager
-def readable(path: Path, kind: str) -> Iterator[None]:
-    """Whatever a decoder raises within becomes one line about ``path``.
-
-    Decoders of damaged files raise nearly any type: OSError, SyntaxError, TypeError, struct.error, ...
-    """
+def _read(read: Callable[[Path], Result], path: Path) -> Result:
+    """``read(path)``; an XYZ map that is taken for an image is told from other damage."""
     try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        if "imagecodecs" in reason:
-            reason = f"its compression needs the package imagecodecs (pip install imagecodecs): {reason}"
-        raise InputError(f"{path}: not a readable {kind}: {reason}") from None
-
-
-def _open_image(path: Path, *, decode: bool) -> PillowImage:
-    """The image at ``path``; the file is closed again. Only its header is read unless ``decode``."""
-    from PIL import Image
-
-    try:
-        with readable(path, "image"), Image.open(path) as image:
-            if decode:
-                image.load()
-            return image
+        return read(path)
     except InputError as error:
         # Pillow has no mode for three channels of float32, which is what an XYZ map is
         if path.suffix.lower() in (".tif", ".tiff") and _is_xyz(path):
@@ -83,7 +60,7 @@ def image_hw(path: Path) -> tuple[int, int]:
     Raises:
       InputError: no image can be recognised.
     """
-    width, height = _open_image(path, decode=False).size
+    width, height = _read(image_size, path)
     return height, width
 
 
@@ -93,7 +70,7 @@ def load_image(path: Path) -> np.ndarray:
     Raises:
       InputError: missing, truncated or of floating point.
     """
-    image = _open_image(path, decode=True)
+    image = _read(open_image, path)
     if image.mode == "F":
         raise InputError(f"{path}: found a floating-point image, expected 8 or 16 bits per channel")
     if image.mode.startswith("I"):
@@ -102,9 +79,10 @@ def load_image(path: Path) -> np.ndarray:
             raise InputError(f"{path}: found grey values {grey.min()}..{grey.max()}, expected 8 or 16 bits")
         grey = ((grey + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P":
-        image = image.convert("RGBA")  # a palette with alpha cannot go to RGB directly
-    return np.asarray(image.convert("RGB"))
+    with readable(path, "image"):  # of a colour space that has no way to RGB
+        if image.mode == "P":
+            image = image.convert("RGBA")  # a palette with alpha cannot go to RGB directly
+        return np.asarray(image.convert("RGB"))
 
 
 def load_mask(path: Path, frame: Frame | None = None) -> np.ndarray:
@@ -123,7 +101,7 @@ def load_mask(path: Path, frame: Frame | None = None) -> np.ndarray:
     """
     from PIL import Image
 
-    image = _open_image(path, decode=True)
+    image = _read(open_image, path)
     stored = np.asarray(image)
     colours = 1 if image.mode in ("LA", "La", "PA") else 3  # the rest is alpha
     mask = stored != 0 if stored.ndim == 2 else (stored[..., :colours] != 0).any(axis=-1)
@@ -149,12 +127,11 @@ def xyz_hw(path: Path) -> tuple[int, int]:
     """
     import tifffile
 
-    with readable(path, "XYZ map"):
-        if path.suffix.lower() == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        else:
-            with tifffile.TiffFile(path) as file:
-                shape = file.series[0].shape
+    if path.suffix.lower() == ".npy":
+        shape = npy_shape(path)
+    else:
+        with readable(path, "XYZ map"), tifffile.TiffFile(path) as file:
+            shape = file.series[0].shape
     _check_shape(path, shape)
     return shape[0], shape[1]
 
@@ -174,25 +151,14 @@ def load_xyz(path: Path, *, units: Units = "auto") -> np.ndarray:
     return decode_xyz(read_bytes(path), path, units=units)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file as it is; InputError where it cannot be read."""
-    with readable(path, "file"):
-        return path.read_bytes()
-
-
 def decode_xyz(content: bytes, path: Path, *, units: Units = "auto") -> np.ndarray:
     """``load_xyz`` of bytes that were read already; ``path`` names them and tells their format."""
-    import tifffile
-
     check_units(units)
     with readable(path, "XYZ map"):
         if path.suffix.lower() == ".npy":
-            stored = np.load(io.BytesIO(content), allow_pickle=False)
+            stored = decode_npy(content)
         else:
-            with tifffile.TiffFile(io.BytesIO(content)) as file:
-                _check_shape(path, file.series[0].shape)
-                # one worker: the caller's threads are parallel over files
-                stored = file.series[0].asarray(maxworkers=1)
+            stored = decode_tiff(content, lambda shape: _check_shape(path, shape))
     return map_in_metres(stored, path, units=units)
 
 
@@ -201,17 +167,23 @@ def map_in_metres(stored: np.ndarray, path: Path, *, units: Units) -> np.ndarray
     _check_shape(path, stored.shape)
     if stored.dtype.kind not in "fiu":
         raise InputError(f"{path}: found an XYZ map of type {stored.dtype}, expected real numbers")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is reported next
-        xyz = stored.astype(np.float32)
-    bad = np.count_nonzero(~np.isfinite(xyz).all(axis=-1))
-    if bad:
-        raise InputError(
-            f"{path}: found NaN or infinite coordinates in {bad} pixels, expected 0 where there is no depth"
-        )
+    check_coordinates(stored, path, "pixels")
+    xyz = stored.astype(np.float32)
     present = (xyz != 0).all(axis=-1)
     if not present.any():
         raise InputError(f"{path}: found no point, all coordinates are zero; expected an XYZ map with depth")
     return xyz * np.float32(0.001) if in_millimetres(xyz[present], units) else xyz
+
+
+def check_coordinates(stored: np.ndarray, path: Path, what: str) -> None:
+    """InputError where any of (..., 3) coordinates is no number or beyond ``FARTHEST``."""
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        bad = np.count_nonzero(~((stored < FARTHEST) & (stored > -FARTHEST)).all(axis=-1))
+    if bad:
+        kind = (
+            f"coordinates beyond {FARTHEST:g}" if np.isfinite(stored).all() else "NaN or infinite coordinates"
+        )
+        raise InputError(f"{path}: found {kind} in {bad} {what}, expected 0 where there is no depth")
 
 
 def check_units(units: str) -> None:

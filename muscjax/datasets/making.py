@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from muscjax.datasets.loading import Units, image_hw, load_image, load_mask, read_bytes
+from muscjax.datasets.decoding import read_bytes
+from muscjax.datasets.loading import Units, image_hw, load_image, load_mask
 from muscjax.datasets.sources import load_scan_xyz, scan_xyz_hw
 from muscjax.datasets.tree import Scan
 from muscjax.errors import InputError
@@ -30,7 +32,9 @@ from muscjax.preprocess import (
     find_foreground,
     removed_pixels,
     valid_points,
+    window,
 )
+from muscjax.preprocess.window import Extent
 
 Kind = Literal["image", "points", "both"]  # what a run uses, once "auto" is settled
 VERSION = 1  # changes when the same files come out otherwise
@@ -89,6 +93,40 @@ def make(task: Task) -> Made:
     return Made(entry, unwritten or complaint)
 
 
+def extent(task: Task) -> Extent | None:
+    """Where the object of a scan with an XYZ map lies, in pixels of its padded source; cached by its files.
+
+    Raises:
+      InputError: as ``make``.
+    """
+    digests = _digests(task)
+    known = dataclasses.replace(task.frame, working_hw=(0, 0), crop=None)
+    key = _key(dataclasses.replace(task, frame=known, image_size=0), digests) + "-extent"
+    entry = cache.find(_hash(key), task.root)
+    if entry is not None:
+        try:
+            kept = entry.array("extent")
+            return (int(kept[0]), int(kept[1]), int(kept[2]), int(kept[3])) if kept.any() else None
+        except cache.Damaged:
+            pass
+    rgb = _photograph(task) if _by_brightness(task) else None
+    xyz = load_scan_xyz(task.scan, units=task.units)
+    _, pad = padded_xyz(task.frame, xyz.shape[:2], task.scan)
+    mask = np.pad(_object(task, xyz, rgb, digests)[0].mask, pad)
+    found = window.extent(mask)
+    if found is not None:
+        frame = task.frame
+        down = (sum(frame.pad[:2]) + frame.source_hw[0]) / mask.shape[0]
+        across = (sum(frame.pad[2:]) + frame.source_hw[1]) / mask.shape[1]
+        (top, bottom), (left, right) = (
+            (math.floor(first * scale), math.ceil(last * scale))
+            for first, last, scale in ((*found[:2], down), (*found[2:], across))
+        )
+        found = (top, bottom, left, right)
+    cache.keep(_hash(key), cache.pack({"extent": np.asarray(found or (0, 0, 0, 0), np.int64)}), task.root)
+    return found
+
+
 def about(scan: Scan) -> Path | str:
     """What messages about the scan's points name."""
     return scan.xyz or scan.image or scan.name
@@ -110,8 +148,7 @@ def _arrays(task: Task, digests: Mapping[str, str]) -> tuple[dict[str, np.ndarra
         if task.kind == "both" and task.clean:
             removed = removed_pixels(valid_points(xyz), found.mask)
         grid, present = np.pad(xyz, (*pad, (0, 0))), np.pad(found.mask, pad)
-        if not task.sensor:
-            grid, present = (resample_nearest(each, frame.working_hw) for each in (grid, present))
+        grid, present = (_cut(each, frame, sensor=task.sensor) for each in (grid, present))
         arrays |= {"foreground": present, "points": grid[present]}
     if task.kind != "points":
         assert rgb is not None
@@ -177,7 +214,30 @@ def _fitted(rgb: np.ndarray, frame: Frame, size: int, *, removed: np.ndarray | N
     if any(frame.pad):
         top, bottom, left, right = frame.pad
         rgb = np.pad(rgb, ((top, bottom), (left, right), (0, 0)))
+    if frame.crop is not None:
+        top, left, height, width = frame.crop
+        rgb = rgb[top : top + height, left : left + width]
     return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _cut(grid: np.ndarray, frame: Frame, *, sensor: bool) -> np.ndarray:
+    """A padded XYZ map or its mask (h, w, ...) at working size, or at its own; the frame's crop alone.
+
+    With a crop whose edges are no edges of the map's own pixels, ``sensor`` keeps the pixels that it cuts.
+    """
+    if frame.crop is None:
+        return grid if sensor else resample_nearest(grid, frame.working_hw)
+    top, left, height, width = frame.crop
+    whole = (sum(frame.pad[:2]) + frame.source_hw[0], sum(frame.pad[2:]) + frame.source_hw[1])
+    index = []
+    for first, size, target, side, own in zip(
+        (top, left), (height, width), frame.working_hw, whole, grid.shape, strict=False
+    ):
+        if sensor:
+            index.append(np.arange(first * own // side, -(-(first + size) * own // side)))
+        else:
+            index.append((first * target + np.arange(target) * size) * own // (target * side))
+    return grid[index[0][:, None], index[1][None, :]]
 
 
 def load_truth(scan: Scan, frame: Frame | None = None) -> np.ndarray | None:

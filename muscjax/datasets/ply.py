@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from muscjax.datasets.loading import MOST_POINTS
+from muscjax.datasets.decoding import MOST_POINTS
 
 _LONGEST_HEADER = 1 << 16
 _SCALARS = {

@@ -15,21 +15,21 @@ import numpy as np
 
 from muscjax.camera import not_zero, organise, organise_from_above
 from muscjax.datasets.cameras import decode_camera, mapping, rigid
+from muscjax.datasets.decoding import MOST_POINTS, decode_npy, npy_shape, open_image, read_bytes, readable
 from muscjax.datasets.loading import (
-    MOST_POINTS,
+    FARTHEST,
     Units,
+    check_coordinates,
     check_units,
     decode_xyz,
     image_hw,
     in_millimetres,
     map_in_metres,
-    read_bytes,
-    readable,
     xyz_hw,
 )
 from muscjax.datasets.ply import decode_ply
 from muscjax.datasets.tree import Scan
-from muscjax.errors import InputError
+from muscjax.errors import InputError, shown
 
 EYECANDIES_FOCAL_LENGTH = 711.11  # pixels, the same for every image; centre at half the size
 
@@ -59,7 +59,7 @@ def load_scan_xyz(scan: Scan, *, units: Units = "auto") -> np.ndarray:
         return _from_points(stored, held, scan, units)
     if suffix == ".npy":
         with readable(path, "XYZ map"):
-            stored = np.load(io.BytesIO(content), allow_pickle=False)
+            stored = decode_npy(content)
         if stored.ndim == 2 and stored.shape[1] == 3 and stored.dtype.kind in "fiu":
             return _from_points(stored, held, scan, units)
         return map_in_metres(stored, path, units=units)
@@ -100,8 +100,7 @@ def is_unorganised(path: Path) -> bool:
     if path.suffix.lower() != ".npy":
         return False
     try:
-        with readable(path, "XYZ map"):
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        shape = npy_shape(path)
     except InputError:
         return False
     return len(shape) == 2 and shape[1] == 3
@@ -112,12 +111,11 @@ def _from_points(stored: np.ndarray, held: dict[Path, bytes], scan: Scan, units:
     path = scan.xyz
     if len(stored) > MOST_POINTS:
         raise InputError(f"{path}: found {len(stored)} points, expected at most {MOST_POINTS}")
-    points = stored.astype(np.float64)
+    assert path is not None
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        points = stored.astype(np.float64)
     points = points[~(np.isnan(points).all(axis=1) | (points == 0).all(axis=1))]
-    with np.errstate(over="ignore"):  # float32 is what the map can hold
-        bad = np.count_nonzero(~np.isfinite(points.astype(np.float32)).all(axis=1))
-    if bad:
-        raise InputError(f"{path}: found {bad} points with NaN or infinite coordinates, expected numbers")
+    check_coordinates(points, path, "points")
     if len(points) == 0:
         raise InputError(f"{path}: found no point, expected a cloud")
     if scan.camera is None:
@@ -138,15 +136,12 @@ def _from_points(stored: np.ndarray, held: dict[Path, bytes], scan: Scan, units:
 
 
 def _from_depth(held: dict[Path, bytes], scan: Scan, units: Units) -> np.ndarray:
-    from PIL import Image
-
     path, info, pose_path = scan.xyz, scan.depth_info, scan.pose
     assert path is not None
     assert info is not None
     if pose_path is None:
         raise InputError(f"{path}: found no pose of its camera, expected a _pose.txt beside it")
-    with readable(path, "depth image"), Image.open(io.BytesIO(held[path])) as image:
-        stored = np.asarray(image)
+    stored = np.asarray(open_image(path, held[path], kind="depth image"))
     if stored.ndim != 2 or stored.dtype.kind not in "iu" or stored.dtype.itemsize < 2:
         raise InputError(f"{path}: found {stored.dtype} of shape {stored.shape}, expected grey of 16 bits")
     low, high = _bounds(held[info], info)
@@ -184,8 +179,9 @@ def _bounds(content: bytes, path: Path) -> tuple[float, float]:
     found = mapping(content, path).get("normalization")
     values = [found.get(name) if isinstance(found, dict) else None for name in ("min", "max")]
     low, high = (v if isinstance(v, (int, float)) and not isinstance(v, bool) else np.nan for v in values)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+    if not (abs(low) < FARTHEST and abs(high) < FARTHEST and low < high):
         raise InputError(
-            f"{path}: normalization: found min {values[0]} and max {values[1]}, expected numbers, min < max"
+            f"{path}: normalization: found min {shown(values[0])} and max {shown(values[1])}, expected "
+            "numbers, min < max"
         )
     return float(low), float(high)

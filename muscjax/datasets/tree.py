@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from muscjax.errors import InputError
+from muscjax.errors import InputError, one_line
+from muscjax.texts import read_table
 
 Modality = Literal["auto", "image", "points", "both"]
 Cleaning = Literal["plane", "eyecandies", "none"]  # how ``preprocess`` finds the object in an XYZ map
@@ -66,6 +66,17 @@ class Dataset:
         return all(scan.xyz is not None for scan in self.scans)
 
 
+def with_fewest(dataset: Dataset, fewest: int) -> Dataset:
+    """The data set, with a fatal problem where it has fewer scans than that."""
+    if len(dataset.scans) >= fewest:
+        return dataset
+    found = "1 scan" if dataset.scans else "no scan"
+    why = ": they are scored against each other" if fewest > 1 else ""
+    fatal = (*dataset.fatal, f"{dataset.root}: found {found}, expected at least {fewest}{why}")
+    minor = dataset.problems[len(dataset.fatal) :]
+    return dataclasses.replace(dataset, problems=(*fatal, *minor), fatal=fatal)
+
+
 class Problems:
     """Collects what is wrong while a layout is read, so that the user hears of all of it at once."""
 
@@ -75,12 +86,8 @@ class Problems:
 
     def dataset(self, root: Path, layout: str, category: str, scans: Iterable[Scan]) -> Dataset:
         scans = tuple(scans)
-        if len(scans) < 2:
-            found = "1 scan" if scans else "no scan"
-            self.fatal.append(
-                f"{root}: found {found}, expected at least 2: they are scored against each other"
-            )
-        return Dataset(root, layout, category, scans, (*self.fatal, *self.minor), tuple(self.fatal))
+        fatal, minor = (tuple(map(one_line, lines)) for lines in (self.fatal, self.minor))
+        return Dataset(root, layout, category, scans, (*fatal, *minor), fatal)
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -131,23 +138,17 @@ def read_csv(
     ``columns`` must be there; more may be. Values are stripped, missing ones are "".
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [name.strip().lower() for name in reader.fieldnames or ()]
-            if not set(columns) <= set(names):
-                found = ",".join(names)[:80]
-                problems.fatal.append(f"{path}: found the columns {found!r}, expected {','.join(columns)}")
-                return None
-            reader.fieldnames = names
-            return [
-                (reader.line_num, {name: (row.get(name) or "").strip() for name in names}) for row in reader
-            ]
-    except OSError as error:
-        reason = error.strerror
-    except (UnicodeDecodeError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-    problems.fatal.append(f"{path}: cannot be read as CSV ({reason})")
-    return None
+        names, rows = read_table(path)
+    except InputError as error:
+        problems.fatal.append(str(error))
+        return None
+    if not set(columns) <= {name.strip().lower() for name in names}:
+        found = ",".join(names)[:80]
+        problems.fatal.append(f"{path}: found the columns {found!r}, expected {','.join(columns)}")
+        return None
+    return [
+        (line, {name.strip().lower(): value.strip() for name, value in row.items()}) for line, row in rows
+    ]
 
 
 def has_defect(mask: Path) -> bool:

@@ -20,6 +20,7 @@ from muscjax.datasets.loading import Units
 from muscjax.datasets.making import Kind, Made, Task, load_truth, padded_xyz, source_hw
 from muscjax.datasets.sources import scan_xyz_hw
 from muscjax.datasets.tree import Scan
+from muscjax.datasets.windows import windowed
 from muscjax.errors import InputError
 from muscjax.frame import Frame
 from muscjax.grids import resample_nearest
@@ -176,6 +177,11 @@ def open_working(
         )
         for scan, frame in zip(scans, frames, strict=True)
     ]
+    notes: list[str] = []
+    if config.input.window == "object" and modality != "image":
+        margin, side = config.input.window_margin, config.input.window_side
+        tasks, notes = windowed(tasks, margin, side=side, progress=progress)
+        size = tasks[0].frame.working_hw[0]
 
     def look(task: Task) -> tuple[Made, Prepared] | InputError | None:
         try:
@@ -212,7 +218,7 @@ def open_working(
     if modality != "points":
         entries = [(task, made) for task, (made, _) in zip(tasks, pairs, strict=True)]
         images = Images(_image, entries, ahead=_AHEAD)
-    return Working(tuple(prepared for _, prepared in pairs), images, size, tuple(complaints))
+    return Working(tuple(prepared for _, prepared in pairs), images, size, (*notes, *complaints))
 
 
 def prepare(

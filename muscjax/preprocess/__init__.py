@@ -4,7 +4,7 @@ NumPy and SciPy only, so that processes without JAX can do it. Everything is det
 draw, RANSAC's, comes from its own generator with a fixed seed. Nothing is ever written into the data set.
 """
 
-from muscjax.preprocess import cache, eyecandies
+from muscjax.preprocess import cache, eyecandies, window
 from muscjax.preprocess.cluster import clusters, largest_cluster
 from muscjax.preprocess.ground import CleanConfig, plane, valid_points
 from muscjax.preprocess.pixels import pad_to_square, removed_pixels
@@ -23,4 +23,5 @@ __all__ = [
     "plane",
     "removed_pixels",
     "valid_points",
+    "window",
 ]

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 import zlib
@@ -32,6 +33,7 @@ KEPT_S = 3600.0  # an entry used within the last hour stays, so that no run lose
 _MAGIC = b"muscjax1"
 _START = len(_MAGIC) + 32 + 4  # magic, checksum of the header, its length
 _SUFFIX = ".scan"
+_MOST = 1 << 31  # of any number in a header
 
 
 class Damaged(Exception):
@@ -56,8 +58,15 @@ class Entry:
         if hashlib.sha256(body).hexdigest() != about["sha256"]:
             raise Damaged(name)
         dtype, shape = np.dtype(about["dtype"]), tuple(about["shape"])
-        # told its size, zlib does not grow its buffer step by step: twice as fast for a large image
-        content = zlib.decompress(body, bufsize=max(1, dtype.itemsize * int(np.prod(shape))))
+        size = _stored_bytes(dtype, shape)
+        unpacker = zlib.decompressobj()
+        try:
+            # told its size, zlib does not grow its buffer step by step, nor beyond it
+            content = unpacker.decompress(body, max(1, size))
+        except zlib.error:
+            raise Damaged(name) from None
+        if len(content) != size or not unpacker.eof:
+            raise Damaged(name)
         return _decoded(content, dtype, shape)
 
 
@@ -108,14 +117,36 @@ def unpack(place: Path | bytes) -> Entry:
     header = _bytes(place, _START, size)
     if hashlib.sha256(said + header).digest() != start[len(_MAGIC) : -4]:
         raise Damaged("header")
-    known = json.loads(header)
-    for about in known["arrays"].values():
+    try:
+        note, layout = _described(json.loads(header))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        raise Damaged("header") from None
+    for about in layout.values():
         about["start"] += _START + size
-    entry = Entry(place, known["note"], known["arrays"])
+    entry = Entry(place, note, layout)
     end = max((about["start"] + about["size"] for about in entry.layout.values()), default=_START + size)
     if _size(place) != end:
         raise Damaged("length")
     return entry
+
+
+def _described(known: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The note and the layout of a header; nearly any exception where it is none that ``pack`` makes."""
+    layout = {str(name): dict(about) for name, about in known["arrays"].items()}
+    for about in layout.values():
+        dtype, shape = np.dtype(about["dtype"]), about["shape"]
+        numbers = [about["start"], about["size"], *shape]
+        if not all(type(n) is int and 0 <= n <= _MOST for n in numbers) or math.prod(shape) > _MOST:
+            raise ValueError("a number")
+        if dtype.kind not in "biuf" or not 1 <= len(shape) <= 8 or not isinstance(about["sha256"], str):
+            raise ValueError("an array")
+    return str(known["note"]), layout
+
+
+def _stored_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Of an array as ``_encoded`` makes it."""
+    count = math.prod(shape)
+    return -(-count // 8) if dtype.kind == "b" else dtype.itemsize * count
 
 
 def find(key: str, root: Path | None = None) -> Entry | None:
