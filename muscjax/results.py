@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,27 @@ class Found:
     before_rscon: np.ndarray  # (N,) maxima of the maps
     decision: Decision
     neighbours: tuple[np.ndarray, np.ndarray]  # (N, K) rows and weights, `muscjax.detection.neighbours`
+    limits: tuple[float, float] | None = None  # scores of no heat and of full heat; None: from these maps
+
+
+def always(path: Path, write: Callable[[], None]) -> None:
+    """``write`` the file at ``path``, whatever is there."""
+    del path
+    write()
 
 
 def write_scans(
-    loaded: Inputs, found: Found, request: Request, observe: Observer
+    loaded: Inputs,
+    found: Found,
+    request: Request,
+    observe: Observer,
+    *,
+    once: Callable[[Path, Callable[[], None]], None] = always,
 ) -> tuple[list[np.ndarray], tuple[report.Card, ...]]:
     """Each scan's map and mask at its own size, and the picture under its heat, one scale for the set.
+
+    Args:
+        once: is given each file's path and what writes it, and may know that it is there already.
 
     Returns:
         The maps at source size where ``metric_size`` asks for them, else an empty list; and the cards of the
@@ -48,7 +63,7 @@ def write_scans(
 
     scans, out = loaded.dataset.scans, request.out
     to_source = jax.jit(maps.to_source, static_argnums=1)
-    limits = heat_limits(list(found.anomaly_maps))
+    limits = found.limits or heat_limits(list(found.anomaly_maps))
     with_cards = report.available() is None
     side = report.picture_side(len(scans))
     ranks = np.empty(len(scans), int)
@@ -57,20 +72,23 @@ def write_scans(
     def one(position: int) -> tuple[np.ndarray, report.Card | None]:
         scan, item = scans[position], loaded.prepared[position]
         full = np.asarray(to_source(found.anomaly_maps[position], item.frame))
-        outputs.write_map(outputs.map_path(out, scan.name), full)
+        place = outputs.map_path(out, scan.name)
+        once(place, lambda: outputs.write_map(place, full))
         decision = found.decision
         called = None if decision.pred_label is None else bool(decision.pred_label[position])
         if called is not None and decision.pixel_threshold is not None:
             peak = float(found.before_rscon[position])
             mask = decided.mask(full, called, decision.pixel_threshold, peak=peak)
-            outputs.write_mask(outputs.mask_path(out, scan.name), mask)
+            of_mask = outputs.mask_path(out, scan.name)
+            once(of_mask, lambda: outputs.write_mask(of_mask, mask))
         picture = _photograph(scan, needed=loaded.kind != "points")
         depth = None
         if scan.xyz is not None and loaded.kind != "image":
             depth = depth_picture(datasets.load_scan_xyz(scan, units=request.units))
         if request.overlays:
             shown = picture if picture is not None else _fitted(depth, full.shape)
-            outputs.write_overlay(outputs.overlay_path(out, scan.name), shown, full, limits=limits)
+            over = outputs.overlay_path(out, scan.name)
+            once(over, lambda: outputs.write_overlay(over, shown, full, limits=limits))
         if not with_cards:
             return full, None
         points, places = _cloud(item)
@@ -225,6 +243,7 @@ def write_tables(
         modality={o.dataset.category: o.modality for o in outcomes},
         decision={o.dataset.category: decided.record(o.decision) for o in outcomes},
         notes=list(notes),
+        reference=outcomes[0].reference,
     )
     outputs.write_json(out / "run.json", record)
     if report.available() is None:

@@ -31,9 +31,10 @@ from muscjax.extract import (
     grid_of,
     stack,
 )
+from muscjax.identity import backbone_identity, content_digest, digest
 from muscjax.inputs import Inputs, Plan
 from muscjax.outputs import plain
-from muscjax.store import Field, Store, column, content_digest, digest
+from muscjax.store import Field, Store, column
 from muscjax.types import Array, Cloud, PointGroups
 
 T = TypeVar("T")
@@ -118,17 +119,6 @@ def open_bench(inputs: Inputs, plan: Plan, folder: Path, observe: Observer) -> B
             *(item.foreground for item in inputs.prepared),
         ),
     )
-
-
-def backbone_identity(backbone: Any) -> Any:
-    """What tokens depend on: function and settings, or architecture and the hash of all weights."""
-    if isinstance(backbone, Bound):
-        function = backbone.function
-        return [function.__module__, getattr(function, "__qualname__", ""), plain(backbone.config)]
-    leaves, structure = jax.tree.flatten(backbone)
-    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
-        return [str(structure), content_digest(*leaves)]
-    return [getattr(backbone, "__module__", ""), getattr(backbone, "__qualname__", repr(backbone))]
 
 
 # -- images --------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from muscjax.console import Observer
 from muscjax.errors import InputError
 from muscjax.outputs import plain
 from muscjax.requests import Request
+from muscjax.texts import read_record
 
 COLUMNS = (
     "table",
@@ -150,15 +151,34 @@ def _table(bench: Bench, table: Table, folder: Path, dataset: str | None) -> lis
 def _cell(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     path = folder / f"{cells.cell_key(bench, cell)}.json"
     if path.exists():
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: not a finished row ({error}); delete it to have it made again"
-            ) from None
+        return _kept(path)
     found = cells.evaluate(bench, cell)
     with outputs.replaced(path) as file:  # on one line: thousands of numbers
         file.write(json.dumps(plain({"setting": cell.variant.setting, "seed": cell.seed, **found})).encode())
+    return found
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """A row that an earlier run finished; InputError where it is none."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2.0**63
+
+    try:
+        found = read_record(path)
+    except InputError as error:
+        raise InputError(f"{error}: not a finished row; delete it to have it made again") from None
+    values, resamples = found.get("values"), found.get("resamples")
+    whole = (
+        number(found.get("seconds"))
+        and isinstance(values, dict)
+        and all(value is None or number(value) for value in values.values())
+        and isinstance(resamples, dict)
+        and all(isinstance(drawn, list) for drawn in resamples.values())
+        and all(value is None or number(value) for drawn in resamples.values() for value in drawn)
+    )
+    if not whole:
+        raise InputError(f"{path}: not a finished row; delete it to have it made again")
     return found
 
 
