@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from muscjax.errors import InputError
 
 
 def prepare() -> None:
@@ -19,3 +22,19 @@ def prepare() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def local_devices(count: int | None) -> list[Any]:
+    """The first ``count`` devices of this host, of the kind that JAX uses; None: all of them.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    import jax
+
+    there = jax.local_devices()
+    if count is not None and not 1 <= count <= len(there):
+        raise InputError(
+            f"--devices {count}: expected 1 to {len(there)}, the {there[0].platform} devices here"
+        )
+    return there[:count]
