@@ -76,12 +76,20 @@ class Fit(NamedTuple):
         return float(self.weight.sum((1, 2)) @ special.gammainc(self.order, np.exp(-z)))
 
 
-def decide(pred_score: np.ndarray, map_max: np.ndarray, *, config: DecisionConfig) -> Decision:
+def decide(
+    pred_score: np.ndarray,
+    map_max: np.ndarray,
+    *,
+    config: DecisionConfig,
+    kept: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Decision:
     """Labels and thresholds from scores alone.
 
     Args:
         pred_score: (N,) scan scores after RsCon. map_max: (N,) maximum of each map.
         config: the false-alarm rate, and which of the two scores the label is read from.
+        kept: both scores of the scans that the thresholds are read from, where it is not these: those of a
+            reference set, which no new scan moves.
 
     The thresholds scale and shift with the scores, and no order of the scans matters. A scan is defective
     above the threshold, not at it. ``pixel_threshold`` is the threshold of ``map_max``: see `mask`.
@@ -89,15 +97,10 @@ def decide(pred_score: np.ndarray, map_max: np.ndarray, *, config: DecisionConfi
     Raises:
         InputError: scores that are not finite, or not one of each per scan.
     """
-    pred_score, map_max = np.asarray(pred_score, np.float64), np.asarray(map_max, np.float64)
-    if pred_score.ndim != 1 or pred_score.shape != map_max.shape:
-        raise InputError(
-            f"decide: scores {pred_score.shape} and {map_max.shape}, expected one of each per scan"
-        )
-    if not (np.isfinite(pred_score).all() and np.isfinite(map_max).all()):
-        raise InputError("decide: scores with NaN or infinity, expected finite numbers")
+    own = _checked(pred_score, map_max)
+    pred_score, map_max = own if kept is None else _checked(*kept)
     rate, n = config.false_alarm_rate, pred_score.size
-    none = Decision(false_alarm_rate=rate, scans=n)
+    none = Decision(false_alarm_rate=rate, scans=own[0].size)
     if n < FEWEST:
         text = f"{n} scans are too few for a threshold without labels, expected at least {FEWEST}"
         return dataclasses.replace(none, warning=text)
@@ -109,7 +112,8 @@ def decide(pred_score: np.ndarray, map_max: np.ndarray, *, config: DecisionConfi
     pixel = threshold
     if config.score != "map_max":
         pixel = upper_quantile(fit_normal(map_max, order=config.order), rate)
-    flagged = scores > threshold
+    labelled_by = own[1] if config.score == "map_max" else own[0]
+    flagged = labelled_by > threshold
     shares = fit.weight.sum((0, 2))
     cells = fit.weight.sum((1, 2))
     gauge = {
@@ -125,10 +129,21 @@ def decide(pred_score: np.ndarray, map_max: np.ndarray, *, config: DecisionConfi
         pixel_threshold=pixel,
         location=float(cells @ fit.location),
         scale=float(cells @ fit.scale),
-        expected_false_alarms=float(normal_probability(fit, scores[flagged]).sum()),
+        expected_false_alarms=float(normal_probability(fit, labelled_by[flagged]).sum()),
         warning=_warning(**gauge),
         **gauge,
     )
+
+
+def _checked(pred_score: np.ndarray, map_max: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pred_score, map_max = np.asarray(pred_score, np.float64), np.asarray(map_max, np.float64)
+    if pred_score.ndim != 1 or pred_score.shape != map_max.shape:
+        raise InputError(
+            f"decide: scores {pred_score.shape} and {map_max.shape}, expected one of each per scan"
+        )
+    if not (np.isfinite(pred_score).all() and np.isfinite(map_max).all()):
+        raise InputError("decide: scores with NaN or infinity, expected finite numbers")
+    return pred_score, map_max
 
 
 def mask(

@@ -84,12 +84,7 @@ def neighbours(
         InputError: no window, a window below 1, or an unknown form.
     """
     chex.assert_rank(features, 2)
-    if not windows or min(windows) < 1:
-        raise InputError(f"rscon.windows: found {windows}, expected positive integers")
-    if form not in ("windows", "half"):
-        raise InputError(f"rscon.form: found {form!r}, expected one of windows, half")
-    if form == "windows" and 1 not in windows:
-        windows = (*windows, 1)
+    windows = checked_windows(windows, form)
     features = jnp.asarray(features)
     n = features.shape[0]
     valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)
@@ -100,14 +95,38 @@ def neighbours(
     ids = jax.lax.top_k(masked, min(max(windows), n))[1]
     products = jnp.take_along_axis(similarity, ids, axis=1)
     count = jnp.sum(valid.astype(jnp.int32))
-    place = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    return ids, window_weights(products, count, windows=windows, form=form)
+
+
+def checked_windows(windows: tuple[int, ...], form: str) -> tuple[int, ...]:
+    """The windows that are averaged: with 1 among them in the form ``windows``; errors as ``neighbours``."""
+    if not windows or min(windows) < 1:
+        raise InputError(f"rscon.windows: found {windows}, expected positive integers")
+    if form not in ("windows", "half"):
+        raise InputError(f"rscon.form: found {form!r}, expected one of windows, half")
+    return (*windows, 1) if form == "windows" and 1 not in windows else windows
+
+
+def window_weights(
+    products: Array, count: int | Array, *, windows: tuple[int, ...], form: Literal["windows", "half"]
+) -> Array:
+    """The weights of ``neighbours`` from the products of features with the K most similar scans.
+
+    Args:
+        products: (Q, K) float32, descending along the last axis. count: scans in the set.
+        windows: from ``checked_windows``. form: as for ``rescore``.
+
+    Returns:
+        (Q, K) float32.
+    """
+    place = jnp.arange(products.shape[1], dtype=jnp.int32)
     weights = jnp.zeros_like(products)
     for k in windows:
         inside = jnp.where((place < jnp.minimum(k, count))[None], products, 0)
         total = jnp.sum(inside, axis=1, keepdims=True)
         usable = total > 0 if form == "half" else total != 0
         weights += jnp.where(usable, inside / jnp.where(usable, total, 1), 0)
-    return ids, weights * ((0.5 if form == "half" else 1.0) / len(windows))
+    return weights * ((0.5 if form == "half" else 1.0) / len(windows))
 
 
 def min_max(scores: Array, valid: Array) -> Array:

@@ -202,6 +202,20 @@ def test_the_label_may_follow_the_score_after_rscon():
     assert found.pixel_threshold == threshold(before)
 
 
+def test_labels_of_new_scans_by_the_law_of_kept_ones():
+    kept, _ = line(1, 60, 0.1)
+    new = np.asarray([kept.min(), kept.max() + 3.0])
+    found = decision.decide(new, new, config=HALF, kept=(kept, kept))
+    whole = decision.decide(kept, kept, config=HALF)
+    assert (found.threshold, found.pixel_threshold) == (whole.threshold, whole.pixel_threshold)
+    np.testing.assert_array_equal(found.pred_label, [False, True])
+    assert found.scans == 2
+    assert found.expected_false_alarms < 0.1
+    few = decision.decide(kept, kept, config=HALF, kept=(new, new))
+    assert few.pred_label is None
+    assert "2 scans are too few" in few.warning
+
+
 def test_label_and_mask_agree_and_land_in_the_detection():
     before, _ = line(12, 24, 0.3)
     maps = np.full((24, 4, 5), before.min() - 1, np.float32)
