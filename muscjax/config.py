@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from muscjax.errors import InputError
+from muscjax.errors import InputError, shown
+from muscjax.texts import MOST_SETTINGS, read_bytes
 
+_LARGEST = 2.0**63  # of any number; NaN is not below it
 DEFAULT_IMAGE_SIZE = 224  # where neither the user nor a backbone says otherwise
 
 
@@ -25,6 +27,18 @@ class InputConfig:
         None  # side of the image that the backbone sees, pixels; None: the backbone's own
     )
     map_size: int | None = None  # H = W of XYZ, masks and maps; None: image_size, at most the XYZ's own side
+    window: Literal["whole", "object"] = "whole"  # object: each scan is cut to a square around its object
+    window_margin: float = 0.06  # how much wider that square is than the widest object of the set
+    window_side: int | None = None  # of that square in the scans' own pixels; None: from the set
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """How an image network is used; the weight-free texture descriptor has its own fields."""
+
+    depths: tuple[float, ...] = ()  # shares of the depth after which tokens are tapped; (): the network's own
+    join: bool = False  # one token per patch, the mean of the tapped unit tokens, instead of a stage per tap
+    overlap: bool = False  # patches every half side: four passes, four times as many patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,8 @@ class SnamdConfig:
     divide_by: Literal["weights", "count"] = "weights"  # Eq. 6 divides by the neighbourhood's size
     combine_grid: Literal["mean", "pool"] = "mean"  # 2D degrees to C: plain mean, or concatenate and pool
     zero_padding: bool = True  # 2D: cells outside the grid count as zero tokens
+    place_distance: float = 0.0  # 3D: weight of how far from the cloud's middle a group lies (`place`)
+    place_facing: float = 0.0  # 3D: weight of which way its surface faces, seen from there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +76,13 @@ class ScoringConfig:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     implementation: Literal["xla"] = "xla"
     refine: bool = False  # recompute each winning pair directly
+    window: int | None = None  # nearest of the patches so many rows and columns away; None: of all
+
+    @property
+    def kernel(self) -> dict[str, Any]:
+        """The keywords of ``distances.min_distances`` and its relatives."""
+        names = ("precision", "implementation", "refine", "window")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +100,9 @@ class CaeConfig:
 class MapConfig:
     neighbours: int = 3  # centres in the inverse-distance interpolation
     blur: Literal["uint8", "float", "none"] = "uint8"  # uint8: Pillow's GaussianBlur(4), exactly
+    cells: Literal["corners", "gaussian"] = "corners"  # 2D: bilinear with aligned corners, or a Gaussian
+    spread: float = 0.65  # its standard deviation in cells of the patch grid
+    balance: Literal["none", "deviation"] = "none"  # both maps by their own spreads, squares added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +153,8 @@ class TextureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    memory_budget: int = 4 << 30  # bytes for one stage's arrays
+    memory_budget: int = 4 << 30  # bytes for one stage's arrays; features beyond it stay on the disk
+    features: Literal["float32", "float16"] = "float32"  # as the disk has them, and so as they are scored
     subsets: int = 1  # g, parts that are scored apart
     seed: int = 0  # of the subset draw, the only randomness
 
@@ -136,6 +163,7 @@ class RunConfig:
 class Config:
     preset: str = "released"
     input: InputConfig = InputConfig()
+    network: NetworkConfig = NetworkConfig()
     ipg: GroupConfig = GroupConfig()
     snamd: SnamdConfig = SnamdConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -165,7 +193,22 @@ def paper() -> Config:
     )
 
 
-PRESETS = {"released": released, "paper": paper}
+def muscjax() -> Config:
+    """Better on real scans than what was published: see README, "The preset muscjax"."""
+    return Config(
+        preset="muscjax",
+        input=InputConfig(window="object"),
+        network=NetworkConfig(depths=(1 / 6, 0.25, 1 / 3, 5 / 12, 0.5), join=True, overlap=True),
+        ipg=GroupConfig(group_size=64, initial_size=64, expansion="none"),
+        snamd=SnamdConfig(image=False, points=False, place_distance=1.5, place_facing=0.9),
+        scoring=ScoringConfig(interval=0.05),
+        cae=CaeConfig(enabled=False),
+        maps=MapConfig(blur="float", cells="gaussian", balance="deviation"),
+        rscon=RsconConfig(enabled=False),
+    )
+
+
+PRESETS = {"released": released, "paper": paper, "muscjax": muscjax}
 
 
 def override(config: Config, *assignments: str) -> Config:
@@ -182,7 +225,7 @@ def override(config: Config, *assignments: str) -> Config:
             raise InputError(f"--set {assignment!r}: expected stage.field=value")
         try:
             value = tomllib.loads(f"v = {text.strip()}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # also of a number with too many digits
             value = text.strip()
         stage, _, field = key.strip().partition(".")
         config = _merge(config, {stage: {field: value}} if field else {stage: value}, f"--set {assignment}")
@@ -196,10 +239,10 @@ def from_toml(path: str | Path) -> Config:
         InputError: the file cannot be read, is not TOML, or names an unknown preset, stage or field.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = tomllib.loads(read_bytes(Path(path), most=MOST_SETTINGS).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a TOML file ({error})") from None
     return from_tree(tree, str(path))
 
@@ -211,13 +254,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> Config:
         InputError: an unknown preset, stage or field, or a value of another type; ``where`` names the source.
     """
     rest = {stage: values for stage, values in tree.items() if stage != "preset"}
-    return _validated(_merge(preset(tree.get("preset", "released")), rest, where), where)
+    return _validated(_merge(preset(tree.get("preset", "released"), f"{where}: "), rest, where), where)
 
 
-def preset(name: str) -> Config:
-    """The preset of that name; InputError lists the names otherwise."""
+def preset(name: str, where: str = "") -> Config:
+    """The preset of that name; InputError, which begins with ``where``, lists the names otherwise."""
     if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+        raise InputError(f"{where}preset {shown(name)} is unknown; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 
@@ -225,9 +268,8 @@ def _merge(config: Config, tree: dict[str, Any], where: str) -> Config:
     stages = {field.name for field in dataclasses.fields(config)} - {"preset"}
     for stage, values in tree.items():
         if stage not in stages or not isinstance(values, dict):
-            raise InputError(
-                f"{where}: {stage!r} is no stage of the configuration; choose {', '.join(sorted(stages))}"
-            )
+            known = ", ".join(sorted(stages))
+            raise InputError(f"{where}: {shown(stage)} is no stage of the configuration; choose {known}")
         current = getattr(config, stage)
         kinds = typing.get_type_hints(type(current))
         for name, value in values.items():
@@ -236,30 +278,32 @@ def _merge(config: Config, tree: dict[str, Any], where: str) -> Config:
                     f"{where}: {stage}.{name} is unknown; {stage} has {', '.join(sorted(kinds))}"
                 )
             current = dataclasses.replace(
-                current, **{name: _typed(value, kinds[name], f"{where}: {stage}.{name}")}
+                current, **{name: typed(value, kinds[name], f"{where}: {stage}.{name}")}
             )
         config = dataclasses.replace(config, **{stage: current})
     return config
 
 
-def _typed(value: Any, kind: Any, where: str) -> Any:
+def typed(value: Any, kind: Any, where: str) -> Any:
     """The value as the field's type, or InputError; an integer is welcome where a float is wanted."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value in arguments:
             return value
-        raise InputError(f"{where}: found {value!r}, expected one of {', '.join(map(str, arguments))}")
+        raise InputError(f"{where}: found {shown(value)}, expected one of {', '.join(map(str, arguments))}")
     if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":
             return None
-        return _typed(value, next(a for a in arguments if a is not types.NoneType), where)
+        return typed(value, next(a for a in arguments if a is not types.NoneType), where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_typed(item, arguments[0], where) for item in items)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return tuple(typed(item, arguments[0], where) for item in items)
+    if kind is float and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{where}: found {value!r}, expected {kind.__name__}")
+        raise InputError(f"{where}: found {shown(value)}, expected {kind.__name__}")
+    if kind in (int, float) and not abs(value) < _LARGEST:
+        raise InputError(f"{where}: found {shown(value)}, expected a number below 2^63")
     return value
 
 
@@ -272,13 +316,25 @@ def _validated(config: Config, where: str) -> Config:
             "input.image_size must be at least 8",
         ),
         (config.input.map_size is None or config.input.map_size >= 8, "input.map_size must be at least 8"),
+        (0.0 <= config.input.window_margin <= 1.0, "input.window_margin must lie in [0, 1]"),
+        (
+            config.input.window_side is None or config.input.window_side >= 8,
+            "input.window_side must be at least 8",
+        ),
+        (all(0.0 < d <= 1.0 for d in config.network.depths), "network.depths must lie in (0, 1]"),
+        (0.1 <= config.maps.spread <= 10.0, "maps.spread must lie in 0.1..10"),
         (ipg.groups >= 1, "ipg.groups must be at least 1"),
         (ipg.group_size >= 3, "ipg.group_size must be at least 3"),
         (1 <= ipg.initial_size <= ipg.group_size, "ipg.initial_size must lie in 1..ipg.group_size"),
         (0.0 < scoring.interval <= 1.0, "scoring.interval must lie in (0, 1]"),
+        (scoring.window is None or scoring.window >= 0, "scoring.window must not be negative"),
         (config.maps.neighbours >= 1, "maps.neighbours must be at least 1"),
         (all(r >= 1 and r % 2 for r in config.snamd.degrees), "snamd.degrees must be odd and positive"),
         (len(config.snamd.degrees) > 0 and max(config.snamd.degrees) < 64, "snamd.degrees must lie in 1..63"),
+        (
+            min(config.snamd.place_distance, config.snamd.place_facing) >= 0,
+            "snamd.place_distance and place_facing must not be negative",
+        ),
         (len(config.rscon.windows) > 0, "rscon.windows must not be empty"),
         (all(k >= 1 for k in config.rscon.windows), "rscon.windows must be positive"),
         (config.run.subsets >= 1, "run.subsets must be at least 1"),

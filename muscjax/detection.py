@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from muscjax import maps, rscon
+from muscjax import balance, maps, rscon
+from muscjax.batching import each
 from muscjax.config import Config
 from muscjax.extract import CLOUD_BATCH, SAMPLE_BUCKET, Progress, batches_by_size, pad_samples, silent, stack
 from muscjax.geometry import bucket_size
@@ -27,6 +27,7 @@ def _map_batch(
     points: Array | None,
     clouds: Cloud | None,
     groups: PointGroups | None,
+    units: balance.Units | None,
     *,
     config: Any,
     grid_hw: tuple[int, int] | None,
@@ -39,7 +40,8 @@ def _map_batch(
         total = jnp.zeros(map_hw, jnp.float32)
         if image_scores is not None:
             assert grid_hw is not None
-            total += maps.upsample_grid(image_scores.reshape(grid_hw), map_hw)
+            grid = image_scores.reshape(grid_hw)
+            total += maps.upsample_grid(grid, map_hw, weights=maps.axis_weights(config))
         if point_scores is not None:
             values = interpolate(
                 point_scores,
@@ -50,10 +52,11 @@ def _map_batch(
                 neighbours=config.neighbours,
             )
             spread = maps.scatter_to_grid(values, cloud.pixel, cloud.valid, map_hw)
-            total += blur(spread, form=config.blur)
+            blurred = blur(spread, form=config.blur)
+            total = total + blurred if units is None else balance.join(total, blurred, units)
         return total
 
-    return lax.map(one, (image, points, clouds, groups))
+    return each(one, (image, points, clouds, groups))
 
 
 def finish(
@@ -67,6 +70,7 @@ def finish(
     rescore: Callable = rscon.rescore,
     interpolate: Callable = maps.interpolate_points,
     blur: Callable = maps.blur,
+    units: balance.Units | None = None,
     progress: Progress = silent,
 ) -> Detection:
     """Anomaly maps at working size, their maxima, and the scan scores after re-scoring.
@@ -76,6 +80,7 @@ def finish(
         clouds, groups: of the N samples, with point scores.
         rescore, interpolate, blur: the stages that ``rscon.rescore``, ``maps.interpolate_points`` and
             ``maps.blur`` are. ``rescore`` is given a bucket of rows, of which ``valid`` are scans.
+        units: of the set that the samples are compared with, for ``maps.balance``; None: ``units_of`` them.
     """
     n = len(patch_scores.salient)
     with_points = patch_scores.points is not None
@@ -89,6 +94,8 @@ def finish(
         size = _IMAGE_BATCH
         batches = [list(range(k, min(k + size, n))) for k in range(0, n, size)]
     image, points = (None if x is None else np.asarray(x) for x in (patch_scores.image, patch_scores.points))
+    if units is None:
+        units = units_of(patch_scores, groups, config, grid_hw=grid_hw, map_hw=map_hw)
     out = np.empty((n, *map_hw), np.float32)
     done = 0
     for ids in batches:
@@ -98,6 +105,7 @@ def finish(
             None if points is None else points[padded],
             stack([clouds[i] for i in padded]) if with_points and clouds is not None else None,
             jax.tree.map(lambda leaf, p=padded: leaf[p], groups) if with_points else None,
+            units,
             config=config.maps,
             grid_hw=grid_hw,
             map_hw=map_hw,
@@ -108,19 +116,43 @@ def finish(
         done += len(ids)
         progress("maps", done, n)
     highest = out.reshape(n, -1).max(axis=1)
-    pred = highest
-    if config.rscon.enabled:
-        salient, valid = _padded_salient(patch_scores)
-        rescored = rescore(
-            pad_samples(highest, len(valid)),
-            salient,
-            windows=config.rscon.windows,
-            normalise=config.rscon.normalise,
-            form=config.rscon.form,
-            valid=valid,
-        )
-        pred = np.asarray(rescored)[:n]  # on the host: a slice on the device would compile for every n
+    pred = scan_scores(highest, patch_scores, config, rescore=rescore)
     return Detection(jnp.asarray(out), jnp.asarray(pred), jnp.asarray(highest), patch_scores)
+
+
+def units_of(
+    patch_scores: PatchScores,
+    groups: PointGroups | None,
+    config: Config,
+    *,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+) -> balance.Units | None:
+    """``balance.units`` of the set; None where the maps are added as they are, or there is only one."""
+    image, points = patch_scores.image, patch_scores.points
+    if config.maps.balance == "none" or image is None or points is None:
+        return None
+    assert groups is not None
+    assert grid_hw is not None
+    return balance.units(np.asarray(image), np.asarray(points), groups, grid_hw=grid_hw, map_hw=map_hw)
+
+
+def scan_scores(
+    highest: np.ndarray, patch_scores: PatchScores, config: Config, *, rescore: Callable = rscon.rescore
+) -> np.ndarray:
+    """(N,) scores of the scans, from the maxima of their maps and their salient features alone."""
+    if not config.rscon.enabled:
+        return highest
+    salient, valid = _padded_salient(patch_scores)
+    rescored = rescore(
+        pad_samples(highest, len(valid)),
+        salient,
+        windows=config.rscon.windows,
+        normalise=config.rscon.normalise,
+        form=config.rscon.form,
+        valid=valid,
+    )
+    return np.asarray(rescored)[: len(highest)]  # on the host: a slice on the device compiles for every n
 
 
 def neighbours(patch_scores: PatchScores, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from muscjax import geometry
+from muscjax.config import MapConfig
 from muscjax.errors import InputError
 from muscjax.types import Array, Frame
 
@@ -30,6 +31,7 @@ _FIXED_BITS = 24
 _FIXED_WHOLE = int((1 << _FIXED_BITS) / _BOX_WIDTH)
 _FIXED_SHARE = ((1 << _FIXED_BITS) - (2 * _BOX_RADIUS + 1) * _FIXED_WHOLE) // 2
 
+_REACH = 4.0  # of a cell in ``gaussian_weights``, standard deviations
 _FEW = 3  # neighbours up to which insertion beats selection; its fused program grows with their square
 _GROUP = 8  # centres whose minimum stands for them in the first search
 _BLOCK = 16  # group minima held at a time
@@ -43,22 +45,47 @@ def patch_of_pixel(pixel: Array, image_hw: tuple[int, int], grid_hw: tuple[int, 
     return (row * h // height) * w + column * w // width
 
 
-@jax.named_scope("maps.upsample_grid")
-def upsample_grid(grid: Array, hw: tuple[int, int]) -> Array:
-    """Bilinear with aligned corners: (h, w) float32 to (H, W).
-
-    The outermost cells lie on the outermost pixels. An axis with one cell is constant; an axis of one pixel
-    takes the first cell.
-    """
-    chex.assert_rank(grid, 2)
-    rows, columns = (corner_weights(size, n) for size, n in zip(hw, grid.shape, strict=True))
-    return _apply_axes(jnp.asarray(grid), rows, columns)
-
-
 def corner_weights(size: int, n: int) -> np.ndarray:
     """(size, n) float32, the share of each of ``n`` cells in each of ``size`` pixels."""
     position = np.arange(size) * ((n - 1) / max(size - 1, 1))
     return np.maximum(1 - np.abs(position[:, None] - np.arange(n)[None]), 0).astype(np.float32)
+
+
+def gaussian_weights(size: int, n: int, *, spread: float) -> np.ndarray:
+    """(size, n) float32, a Gaussian around the middle of each of ``n`` cells that tile ``size`` pixels.
+
+    A patch sees all of its area, and with overlapping patches its neighbours' as well: its score belongs to a
+    bell around its middle rather than to a point. Each pixel's weights add up to 1, so a constant grid stays
+    constant to the edge, and a map is no higher than its highest cell.
+
+    spread: standard deviation, cells; beyond four of them a cell counts nothing.
+    """
+    middle = (np.arange(size) + 0.5) * (n / size) - 0.5
+    away = (np.clip(middle, 0, n - 1)[:, None] - np.arange(n)[None]) / spread
+    weights = np.where(np.abs(away) <= _REACH + 0.5 / spread, np.exp(-0.5 * away**2), 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@jax.named_scope("maps.upsample_grid")
+def upsample_grid(grid: Array, hw: tuple[int, int], *, weights: Callable = corner_weights) -> Array:
+    """Bilinear with aligned corners: (h, w) float32 to (H, W).
+
+    The outermost cells lie on the outermost pixels. An axis with one cell is constant; an axis of one pixel
+    takes the first cell.
+
+    weights: of an axis' pixels and cells, (size, n) to (size, n) float32; ``corner_weights``, or what
+    ``axis_weights`` gives for another ``MapConfig``.
+    """
+    chex.assert_rank(grid, 2)
+    rows, columns = (weights(size, n) for size, n in zip(hw, grid.shape, strict=True))
+    return _apply_axes(jnp.asarray(grid), rows, columns)
+
+
+def axis_weights(config: MapConfig) -> Callable[[int, int], np.ndarray]:
+    """What ``upsample_grid`` takes for this configuration's ``cells``."""
+    if config.cells == "corners":
+        return corner_weights
+    return functools.partial(gaussian_weights, spread=config.spread)
 
 
 def _apply_axes(grid: Array, rows: np.ndarray, columns: np.ndarray) -> Array:

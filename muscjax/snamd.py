@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from muscjax import place
 from muscjax.config import SnamdConfig
 from muscjax.types import Array, PointGroups
 
@@ -192,26 +193,27 @@ def pool_groups(
     Args:
         tokens: (G, C) float32.
         groups: centres, curvature and validity are read.
-        config: ``degrees``, ``divide_by``. With ``points`` False the tokens are only L2-normalised.
+        config: ``degrees``, ``divide_by``. With ``points`` False the tokens are only L2-normalised. With
+            ``place_distance`` or ``place_facing`` the result has two more channels (``place.of_groups``).
         curvature_threshold: C_thr; may be traced.
         weight: Euclidean distance of normalised tokens to weight, elementwise; positive at distance 0.
         combine: the degrees' results, each (G, C), to (levels, G, C).
 
     Returns:
-        (levels, G, C) float32. Only valid groups are neighbours; where fewer than r exist, those that do
-        count. A group that is not valid repeats the first valid one, so that it changes no minimum over a
-        sample's groups; without any valid group all is 0.
+        (levels, G, C), or C + 2, float32. Only valid groups are neighbours; where fewer than r exist, those
+        that do count. A group that is not valid repeats the first valid one, so that it changes no minimum
+        over a sample's groups; without any valid group all is 0.
     """
     chex.assert_rank(tokens, 2)
     unit = l2_normalise(jnp.asarray(tokens))
     valid = jnp.asarray(groups.valid)
     if not config.points:
-        return _repeat_first(unit[None], valid)
+        return _repeat_first(_placed(unit[None], groups, config), valid)
     own = weight(jnp.zeros(unit.shape[:1], unit.dtype))
     total, weights, count = own[:, None] * unit, own, jnp.ones_like(own)
     found: dict[int, Array] = {}
     count_others = min(max(config.degrees), unit.shape[0]) - 1
-    others, exist = _nearest_others(jnp.asarray(groups.centers), valid, count_others)
+    others, exist = place.nearest_others(jnp.asarray(groups.centers), valid, count_others)
     for size in range(1, max(config.degrees) + 1):
         if 2 <= size <= count_others + 1:
             exists = exist[:, size - 2]
@@ -225,18 +227,18 @@ def pool_groups(
             found[size] = total * (1 / divisor)[:, None]
     pooled = combine([found[r] for r in config.degrees])
     curved = jnp.asarray(groups.curvature) >= jnp.asarray(curvature_threshold, jnp.float32)
-    return _repeat_first(jnp.where(curved[None, :, None], unit[None], pooled), valid)
+    pooled = jnp.where(curved[None, :, None], unit[None], pooled)
+    return _repeat_first(_placed(pooled, groups, config), valid)
 
 
-def _nearest_others(centers: Array, valid: Array, count: int) -> tuple[Array, Array]:
-    """The ``count`` nearest other valid centres (G, count) of each centre, and whether they exist."""
-    squared = sum((centers[:, None, axis] - centers[None, :, axis]) ** 2 for axis in range(3))
-    squared = jnp.where(valid[None, :], squared, jnp.float32(jnp.inf))
-    # A centre is its own first neighbour, also where an earlier one lies at the same place.
-    squared = jnp.where(jnp.eye(centers.shape[0], dtype=bool), jnp.float32(-1), squared)
-    # Without the barrier XLA folds the slices into the selection and sorts whole rows on a CPU.
-    closeness, index = jax.lax.optimization_barrier(jax.lax.top_k(-squared, count + 1))
-    return index[:, 1:], jnp.isfinite(closeness[:, 1:])
+def _placed(features: Array, groups: PointGroups, config: SnamdConfig) -> Array:
+    """(levels, G, C), with the place of each group as two more channels where they have a weight."""
+    if not (config.place_distance or config.place_facing):
+        return features
+    where = place.of_groups(
+        groups.centers, groups.valid, distance=config.place_distance, facing=config.place_facing
+    )
+    return jnp.concatenate([features, jnp.broadcast_to(where, (*features.shape[:2], 2))], axis=-1)
 
 
 def _repeat_first(features: Array, valid: Array) -> Array:

@@ -7,7 +7,8 @@ from muscjax.errors import InputError
 
 
 def test_presets_are_hashable_and_differ():
-    assert len({config.released(), config.paper()}) == 2
+    assert len({config.released(), config.paper(), config.muscjax()}) == 3
+    assert {name: make().preset for name, make in config.PRESETS.items()} == {n: n for n in config.PRESETS}
     assert config.preset("released") == config.Config()
 
 
@@ -50,6 +51,10 @@ def test_from_toml_starts_from_its_preset(tmp_path):
         ("snamd.degrees=[2]", "odd and positive"),
         ("ipg.initial_size=200", "1..ipg.group_size"),
         ("run.memory_budget=5", "at least 64 MiB"),
+        ("input.window=object2", "expected one of whole, object"),
+        ("input.window_margin=2", "must lie in [0, 1]"),
+        ("network.depths=[0.5, 0.0]", "must lie in (0, 1]"),
+        ("maps.spread=0.0", "must lie in 0.1..10"),
     ],
 )
 def test_bad_overrides_name_the_field(assignment, named):

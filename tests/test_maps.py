@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from muscjax import maps
+from muscjax.config import MapConfig
 from muscjax.errors import InputError
 from muscjax.types import Frame
 from tests.budget import largest_intermediate
@@ -45,6 +46,46 @@ def test_patch_of_pixel(image_hw, grid_hw):
     found = maps.patch_of_pixel(pixels, image_hw, grid_hw)
     assert found.dtype == jnp.int32
     assert found.tolist() == [reference.patch_of_pixel(p, image_hw, grid_hw) for p in pixels]
+
+
+# --- a Gaussian around every cell ------------------------------------------------------------------------
+
+
+SPREAD = functools.partial(maps.gaussian_weights, spread=0.65)
+
+
+@EITHER_WAY
+@pytest.mark.parametrize(("shape", "hw"), [((4, 5), (17, 11)), ((1, 3), (6, 6)), ((6, 6), (3, 4))])
+def test_gaussian_cells_against_loops(compiled, shape, hw):
+    grid = np.random.default_rng(3).random(shape).astype(np.float32)
+    upsample = functools.partial(maps.upsample_grid, hw=hw, weights=SPREAD)
+    found = (jax.jit(upsample) if compiled else upsample)(grid)
+    np.testing.assert_allclose(found, reference.gaussian_grid(grid, hw, 0.65), atol=1e-5, rtol=0)
+
+
+@given(SEEDS)
+def test_gaussian_cells_stay_between_the_lowest_and_the_highest(seed):
+    rng = np.random.default_rng(seed)
+    size, n = int(rng.integers(1, 40)), int(rng.integers(1, 20))
+    weights = maps.gaussian_weights(size, n, spread=float(rng.uniform(0.2, 3)))
+    assert weights.shape == (size, n)
+    assert weights.min() >= 0
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)  # no side is preferred
+
+
+def test_a_cell_alone_is_highest_at_its_own_middle():
+    grid = np.zeros((8, 8), np.float32)
+    grid[2, 5] = 1
+    found = np.asarray(maps.upsample_grid(grid, (64, 64), weights=SPREAD))
+    peak = np.argwhere(found > 0.999 * found.max())
+    np.testing.assert_allclose(peak.mean(axis=0), [2.5 * 8 - 0.5, 5.5 * 8 - 0.5])
+
+
+def test_weights_by_configuration():
+    assert maps.axis_weights(MapConfig()) is maps.corner_weights
+    given_weights = maps.axis_weights(MapConfig(cells="gaussian", spread=0.65))(20, 7)
+    np.testing.assert_array_equal(given_weights, SPREAD(20, 7))
 
 
 # --- bilinear ---------------------------------------------------------------------------------------------

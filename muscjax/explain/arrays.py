@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muscjax import maps, pipeline, rscon
+from muscjax import balance, maps, pipeline, rscon
 from muscjax.config import Config
-from muscjax.detection import neighbours
+from muscjax.detection import neighbours, units_of
 from muscjax.errors import InputError
 from muscjax.explain import place as places
 from muscjax.explain.parts import Contributions, Explanation, ScanScore
@@ -22,7 +22,7 @@ from muscjax.explain.sides import sides
 from muscjax.extract import SAMPLE_BUCKET, Progress, pad_samples, silent
 from muscjax.geometry import bucket_size
 from muscjax.pipeline import Extracted
-from muscjax.types import Array, Cloud, Detection, Frame, PointGroups
+from muscjax.types import Array, Cloud, Detection, Frame, PatchScores, PointGroups
 
 
 def explain(
@@ -86,7 +86,7 @@ def explain(
         place,
         image,
         points,
-        _contributions(extracted, config, sample, place, own_groups, detection),
+        _contributions(extracted, config, sample, place, own_groups, detection.patch_scores, anomaly_map),
         _scan_score(config, sample, peak, detection),
         anomaly_map,
         tuple(notes),
@@ -106,18 +106,21 @@ def _contributions(
     sample: int,
     place: Place,
     groups: PointGroups | None,
-    detection: Detection,
+    scores: PatchScores,
+    anomaly_map: np.ndarray,
 ) -> Contributions:
     """The map's value at the place, taken apart as ``pipeline.finish`` put it together."""
-    scores = detection.patch_scores
     y, x = place.working_yx
+    shape: dict[str, Any] = {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
+    units = units_of(scores, extracted.groups, config, **shape)
     cells, weights = np.zeros(0, np.int32), np.zeros(0, np.float32)
     image = points = blurred = 0.0
     cell_scores = group_scores = weights
     if scores.image is not None:
         assert extracted.grid_hw is not None
+        axis_weights = maps.axis_weights(config.maps)
         shares = [
-            maps.corner_weights(side, n)[at]
+            axis_weights(side, n)[at]
             for side, n, at in zip(extracted.map_hw, extracted.grid_hw, (y, x), strict=True)
         ]
         share = (shares[0][:, None] * shares[1][None, :]).reshape(-1)
@@ -136,8 +139,27 @@ def _contributions(
         )
         points, blurred = float(sharp[y, x]), float(soft[y, x])
         group_scores = own[place.groups]
-    value = float(detection.anomaly_map[sample, y, x])
+    value = float(anomaly_map[y, x])
+    if units is not None:
+        image, points, blurred = _shares(units, value, image, points, blurred)
     return Contributions(value, image, cells, weights, cell_scores, points, group_scores, blurred - points)
+
+
+def _shares(
+    units: balance.Units, value: float, image: float, points: float, blurred: float
+) -> tuple[float, float, float]:
+    """What each contributes to a joined value, the points before and after the blur; they add up to it.
+
+    The value is the root of a sum of squares, v = i² / v + p² / v: each part, in its own unit, counts as much
+    as its own share of the value.
+    """
+    both = zip((image, points, blurred), (0, 1, 1), strict=True)
+    own, sharp, soft = (
+        float(balance.excess(jnp.float32(x), units.centre[k], units.spread[k])) for x, k in both
+    )
+    if value <= 0:
+        return 0.0, 0.0, 0.0
+    return own * own / value, sharp * soft / value, soft * soft / value
 
 
 @functools.partial(jax.jit, static_argnames=("neighbours", "form", "map_hw"))

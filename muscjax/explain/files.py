@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from muscjax.config import Config
 from muscjax.console import Observer
 from muscjax.datasets import Dataset, Scan
 from muscjax.errors import InputError
+from muscjax.evaluate import score_table
 from muscjax.explain.arrays import explain
 from muscjax.explain.parts import Explanation
 from muscjax.inputs import Inputs, Plan
@@ -71,6 +71,11 @@ def explain_scan(
     """
     if run is not None:
         request, config = recorded(run)
+        if request.reference is not None:
+            raise InputError(
+                f"{run}: scored against the reference set {request.reference}; explain follows scans that "
+                "score each other, expected a run without --reference"
+            )
         if not request.path.exists():
             raise InputError(
                 f"{run / 'run.json'}: records the data set {request.path}, which is not there; call from the "
@@ -197,9 +202,8 @@ def _since(run: Path, scan: Scan, score: float) -> list[str]:
     """A remark where the run's own table says something else about the scan."""
     path = run / "scores.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = {row["path"].lstrip("'"): float(row["score"]) for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError, AttributeError):
+        rows = {row["path"].lstrip("'"): float(row["score"]) for row in score_table(path)}
+    except ValueError:  # an InputError is one
         return [f"{path}: cannot be read, so these numbers are not compared with the run's"]
     named = (scan.image or scan.xyz or Path(scan.name)).as_posix()
     before = rows.get(named)

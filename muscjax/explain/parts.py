@@ -51,11 +51,14 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Contributions:
-    """The map's value at the place as a sum: ``image`` + ``points`` + ``blur``."""
+    """The map's value at the place as a sum: ``image`` + ``points`` + ``blur``.
+
+    Where modalities are balanced these are their shares of the value, and the scores below are as they were.
+    """
 
     value: float
-    image: float  # of the bilinear interpolation
-    cells: np.ndarray  # (c,) int32, patches that it mixes, c ≤ 4
+    image: float  # of the upsampled grid
+    cells: np.ndarray  # (c,) int32, patches that it mixes, 4 at most where it is bilinear
     cell_weights: np.ndarray  # (c,) float32
     cell_scores: np.ndarray  # (c,) float32
     points: float  # of the inverse-distance interpolation; 0 on the background

@@ -50,16 +50,16 @@ def _rows(
     ids = jnp.arange(len(given), dtype=jnp.int32)
     others = ((ids != sample) & (ids < count))[None]
     measure = functools.partial(
-        scoring.sample_distances,
-        sample=sample,
-        plan=plan,
-        precision=scoring_config.precision,
-        implementation=scoring_config.implementation,
-        refine=scoring_config.refine,
+        scoring.sample_distances, sample=sample, tile=plan.tile, **scoring_config.kernel
     )
+    where = {"window": scoring_config.window, "grid_hw": grid_hw, "map_hw": map_hw}
+    pixel = None if groups is None else groups.pixel
+    cells = rows.places(None if image is None else image.shape[:2], pixel, **where)
     own = [
-        None if x is None else jnp.where(others, measure(x, valid=valid), jnp.inf)[None]
-        for x, valid in ((image, None), (points, None if groups is None else groups.valid))
+        None if x is None else jnp.where(others, measure(x, valid=valid, cells=at), jnp.inf)[None]
+        for x, valid, at in zip(
+            (image, points), (None, None if groups is None else groups.valid), cells, strict=True
+        )
     ]
     steps: Any = (None, None)
     final = own

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CLOSEST = 5  # references that are listed
 
+_MIXED = 4  # patches that a line names; bilinear interpolation has no more
+
 
 def print_explanation(console: Console, explained: Explained) -> None:
     """Where the place lies, what its map value is made of, the references behind it, and the scan's score."""
@@ -117,7 +119,13 @@ def _sum(explained: Explained) -> Table:
 
 def _mix(word: str, rows: np.ndarray, weights: np.ndarray, scores: np.ndarray) -> str:
     order = np.argsort(-weights, kind="stable")
-    return ", ".join(f"{100 * weights[i]:.0f} % of {word} {rows[i]}: {scores[i]:.3f}" for i in order)
+    shown, rest = order[:_MIXED], order[_MIXED:]
+    parts = [f"{100 * weights[i]:.0f} % of {word} {rows[i]}: {scores[i]:.3f}" for i in shown]
+    if rest.size:
+        share = weights[rest].sum()
+        mean = np.sum(weights[rest] * scores[rest]) / share if share > 0 else 0.0
+        parts.append(f"{100 * share:.0f} % of {rest.size} more: {mean:.3f}")
+    return ", ".join(parts)
 
 
 def _stages(side: Side) -> Table:

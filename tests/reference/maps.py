@@ -27,6 +27,26 @@ def upsample_grid(grid, hw):
     return out
 
 
+def gaussian_grid(grid, hw, spread):
+    """Each pixel the mean of all cells' values, weighted by a Gaussian of the way to the cell's middle."""
+    grid = np.asarray(grid, np.float64)
+    out = np.empty(hw)
+    for i in range(hw[0]):
+        for j in range(hw[1]):
+            total = weights = 0.0
+            for a in range(grid.shape[0]):
+                for b in range(grid.shape[1]):
+                    away = []
+                    for at, size, n, cell in ((i, hw[0], grid.shape[0], a), (j, hw[1], grid.shape[1], b)):
+                        middle = min(max((at + 0.5) * n / size - 0.5, 0.0), n - 1.0)
+                        away.append((middle - cell) / spread)
+                    weight = np.exp(-0.5 * (away[0] ** 2 + away[1] ** 2))
+                    total += weight * grid[a, b]
+                    weights += weight
+            out[i, j] = total / weights
+    return out
+
+
 def interpolate_points(scores, centers, centers_valid, points, valid, neighbours=3):
     scores, centers, points = (np.asarray(x, np.float64) for x in (scores, centers, points))
     usable = np.flatnonzero(centers_valid)

@@ -1,0 +1,320 @@
+"""Every direction of the preset ``muscjax``: its gain alone, its gain in the preset, its seconds; one table.
+
+    python -m benchmarks.directions DATASET --image-backbone FILE --out benchmarks/results/preset
+
+writes ``directions.csv`` and ``comparison.csv`` row by row, and takes up an unfinished table where it ends.
+Every scan is scored by all others; metrics are taken over the even-numbered and the odd-numbered scans apart,
+at the size of the masks. The even ones are to choose by, the odd ones to report.
+
+``alone``: the released preset with this one change, less the released preset. ``in the preset``: the preset,
+less the preset without it; of a direction that the preset does not have, the preset with it less the preset.
+Intervals: 95 %, of the paired difference, scans drawn with replacement. Seconds are of all threads, of one
+scan, with programs compiled and cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from muscjax import config as configs
+from muscjax import datasets, evaluate, inputs, intervals, maps, metrics, outputs, pipeline, runtime
+from muscjax.config import Config
+from muscjax.console import Observer, watch
+from muscjax.pipeline import Extracted
+from muscjax.requests import Request
+from muscjax.snamd import l2_normalise
+from muscjax.types import Features
+
+RESAMPLES = 500
+FIGURES = ("foreground_ap", "hit_rate", "aupro", "pixel_ap", "image_auroc")
+
+Tokens = Callable[[np.ndarray], np.ndarray]  # (S, N, M, C) to (S, N, M, C')
+
+
+class Direction(NamedTuple):
+    """One idea: what turns it on in the released preset, and what turns it off (or on) in ``muscjax``."""
+
+    name: str
+    alone: tuple[str, ...] | None = None
+    inside: tuple[str, ...] | None = None
+    kept: bool = True  # False: ``inside`` turns it on
+    tokens: Tokens | None = None  # or a change of the pooled image features
+
+
+def whitened(tokens: np.ndarray, power: float = 0.5) -> np.ndarray:
+    """Channels turned to the set's principal axes and divided by their deviation to this power."""
+    flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    centred = flat - flat.mean(axis=0)
+    variance, axes = np.linalg.eigh(centred.T @ centred / len(flat))
+    scale = np.maximum(variance, 1e-8 * variance[-1]) ** (-power / 2)
+    return (centred @ axes * scale).reshape(tokens.shape).astype(np.float32)
+
+
+def centred(tokens: np.ndarray) -> np.ndarray:
+    """Unit tokens less the set's mean token."""
+    moved = tokens - tokens.mean(axis=(1, 2), keepdims=True)
+    return np.asarray(l2_normalise(jnp.asarray(moved)))
+
+
+def placed(tokens: np.ndarray, weight: float = 0.4) -> np.ndarray:
+    """With the patch's place in the picture beside the token."""
+    side = round(tokens.shape[2] ** 0.5)
+    line = (np.arange(side) + 0.5) * (2 / side) - 1
+    place = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2) * weight
+    shape = (*tokens.shape[:3], 2)
+    return np.concatenate([tokens, np.broadcast_to(place, shape).astype(np.float32)], axis=-1)
+
+
+_DEPTHS = "network.depths=[0.16667, 0.25, 0.33333, 0.41667, 0.5]"
+_GROUPS = ("ipg.expansion=none", "ipg.initial_size=64", "ipg.group_size=64")
+_OLD_GROUPS = ("ipg.expansion=released", "ipg.group_size=128", "ipg.initial_size=80")
+_PLACE = ("snamd.place_distance=1.5", "snamd.place_facing=0.9")
+
+DIRECTIONS = (
+    Direction("window around the object", ("input.window=object",), ("input.window=whole",)),
+    Direction("patches every half side", ("network.overlap=true",), ("network.overlap=false",)),
+    Direction("early depths", (_DEPTHS,), ("network.depths=[]",)),
+    Direction("one token of all depths", ("network.join=true",), ("network.join=false",)),
+    Direction("fewer references, X = 5 %", ("scoring.interval=0.05",), ("scoring.interval=0.3",)),
+    Direction("a Gaussian for each patch", ("maps.cells=gaussian",), ("maps.cells=corners",)),
+    Direction("balance of the modalities", ("maps.balance=deviation",), ("maps.balance=none",)),
+    Direction("place on the object (3D)", _PLACE, ("snamd.place_distance=0", "snamd.place_facing=0")),
+    Direction("no SNAMD of points", ("snamd.points=false",), ("snamd.points=true",)),
+    Direction("groups of 64 neighbours, no IPG", _GROUPS, _OLD_GROUPS),
+    Direction("no SNAMD of images", ("snamd.image=false",), ("snamd.image=true",)),
+    Direction("no CAE", ("cae.enabled=false",), ("cae.enabled=true",)),
+    Direction("no RsCon", ("rscon.enabled=false",), ("rscon.enabled=true",)),
+    Direction("blur in float", ("maps.blur=float",), ("maps.blur=uint8",)),
+    Direction("X = 10 %", ("scoring.interval=0.1",), ("scoring.interval=0.1",), kept=False),
+    Direction("X = 3 %", ("scoring.interval=0.03",), ("scoring.interval=0.03",), kept=False),
+    Direction("image side 448", ("input.image_size=448",), ("input.image_size=448",), kept=False),
+    Direction("whitened tokens", (), (), kept=False, tokens=whitened),
+    Direction("tokens less their mean", (), (), kept=False, tokens=centred),
+    Direction("place in the picture (2D)", (), (), kept=False, tokens=placed),
+)  # fmt: skip
+
+
+class Run(NamedTuple):
+    """What one variant gives."""
+
+    maps: list[np.ndarray]  # in the geometry of the scans
+    scores: np.ndarray
+    seconds: float  # of all threads, per scan
+
+
+@dataclasses.dataclass
+class Bench:
+    """A data set with its truth, and the features that were made last."""
+
+    request: Request
+    observe: Observer
+    kept: OrderedDict[Any, Any] = dataclasses.field(default_factory=OrderedDict)
+
+    def load(self, config: Config, kind: Any) -> tuple[Any, Any]:
+        """Plan and scans at working size."""
+        request = dataclasses.replace(self.request, modality=kind)
+        plan = inputs.plan(request, config)
+        return plan, inputs.load(plan.datasets[0], kind, request, plan.config, self.observe, lambda _: None)
+
+    def side(self, config: Config, kind: Any, used: str) -> tuple[Extracted, Config, Any, float]:
+        """Features of one modality, from memory where the same settings were asked for before.
+
+        kind: of the run, which decides how scans are prepared. used: the modality wanted.
+        """
+        key = (kind, used, config.input, config.network if used == "image" else (config.ipg, config.fpfh))
+        snamd = config.snamd
+        key += (snamd.image if used == "image" else dataclasses.replace(snamd, image=True),)
+        if key not in self.kept:
+            plan, loaded = self.load(config, kind)
+            images, clouds = loaded.images, loaded.clouds
+            given = (images, None) if used == "image" else (None, clouds)
+            seconds = []
+            for _ in range(1 + (len(loaded.prepared) <= 16)):  # few scans: the second time is compiled
+                begun = time.process_time()
+                found = pipeline.extract(*given, **plan.backbones(used), config=loaded.config)
+                seconds.append(time.process_time() - begun)
+            self.kept[key] = (found, loaded.config, loaded.prepared, min(seconds))
+        self.kept.move_to_end(key)
+        while len(self.kept) > 4:
+            self.kept.popitem(last=False)
+        return self.kept[key]
+
+    def run(self, config: Config, kind: Any, tokens: Tokens | None = None) -> Run:
+        """All scans scored by all others."""
+        wanted = ("image", "points") if kind == "both" else (kind,)
+        sides = [self.side(config, kind, used) for used in wanted]
+        settings = dataclasses.replace(config, input=sides[0][1].input)
+        image = sides[0][0].features.image if kind != "points" else None
+        if tokens is not None and image is not None:
+            image = tokens(np.asarray(image))
+        first, last = sides[0][0], sides[-1][0]
+        levels = (first.features.levels[0], last.features.levels[1])
+        features = Features(image, last.features.points if kind != "image" else None, levels)
+        whole = Extracted(features, last.clouds, last.groups, first.grid_hw, last.map_hw)
+        begun = time.process_time()
+        shape: dict[str, Any] = {"grid_hw": whole.grid_hw, "map_hw": whole.map_hw}
+        scored = pipeline.score_subsets(whole, settings)
+        found = pipeline.finish(scored, whole.clouds, whole.groups, settings, **shape)
+        seconds = time.process_time() - begun + sum(side[3] for side in sides)
+        frames = [item.frame for item in sides[0][2]]
+        shown = [np.asarray(maps.to_source(m, f)) for m, f in zip(found.anomaly_map, frames, strict=True)]
+        return Run(shown, np.asarray(found.pred_score), seconds / len(frames))
+
+
+class Truth(NamedTuple):
+    labels: np.ndarray
+    masks: list[np.ndarray]
+    inside: list[np.ndarray]
+
+    def take(self, ids: Sequence[int]) -> Truth:
+        return Truth(self.labels[ids], [self.masks[i] for i in ids], [self.inside[i] for i in ids])
+
+
+def truth_of(scans: Sequence[Any]) -> Truth:
+    masks = [datasets.load_truth(scan) for scan in scans]
+    inside = [evaluate.foreground(scan) for scan in scans]
+    assert not any(part is None for part in (*masks, *inside))
+    return Truth(np.asarray([s.label for s in scans]), masks, inside)  # pyright: ignore[reportArgumentType]
+
+
+def figures(truth: Truth, run: Run, ids: Sequence[int]) -> tuple[dict[str, float], np.ndarray]:
+    """The figures of these scans, and the resamples of their foreground AP; per cent."""
+    part, shown, scores = truth.take(ids), [run.maps[i] for i in ids], run.scores[ids]
+    pixel = metrics.pixel_metrics(part.masks, shown)
+    found = {
+        "foreground_ap": metrics.foreground_ap(part.masks, shown, part.inside),
+        "hit_rate": metrics.hit_rate(part.masks, shown),
+        "aupro": pixel["aupro_mvtec"],
+        "pixel_ap": pixel["ap"],
+        "image_auroc": metrics.image_metrics(part.labels, scores)["auroc"],
+    }
+    drawn = intervals.resampled(part.labels, scores, part.masks, shown, part.inside, resamples=RESAMPLES)
+    return {k: 100 * float(v or 0) for k, v in found.items()}, 100 * drawn["pixel"]["foreground_ap"]
+
+
+def difference(new: Any, old: Any) -> dict[str, float]:
+    """Differences of the figures, with the interval of the first."""
+    out = {name: new[0][name] - old[0][name] for name in FIGURES}
+    low, high = np.nanquantile(new[1] - old[1], [0.025, 0.975])
+    return {**out, "foreground_ap_low": float(low), "foreground_ap_high": float(high)}
+
+
+def parts_of(n: int) -> dict[str, list[int]]:
+    return {"even": list(range(0, n, 2)), "odd": list(range(1, n, 2))}
+
+
+class Table:
+    """A CSV file that grows row by row; rows that are there already are not made again."""
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self._path, self._keys = path, tuple(keys)
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def has(self, *key: str) -> bool:
+        return any(tuple(row[k] for k in self._keys) == key for row in self.rows)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            self.rows.append({k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()})
+            print(", ".join(f"{k} {v}" for k, v in self.rows[-1].items()), flush=True)
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with self._path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def compare(bench: Bench, truth: Truth, table: Table, sizes: Sequence[int]) -> None:
+    """Both presets by size and modality, with the differences."""
+    parts = parts_of(len(truth.labels))
+    for size in sizes:
+        for kind in ("both", "image", "points"):
+            if table.has(str(size), kind, "muscjax", "odd") or (kind == "points" and size != sizes[0]):
+                continue
+            named = {}
+            for name in ("released", "muscjax"):
+                config = configs.override(configs.preset(name), f"input.image_size={size}")
+                run = bench.run(config, kind)
+                named[name] = {p: figures(truth, run, ids) for p, ids in parts.items()}, run.seconds
+            for name, (found, seconds) in named.items():
+                for part in parts:
+                    row = {"image_size": str(size), "modality": kind, "preset": name, "scans": part}
+                    row |= found[part][0] | {"cpu_s_per_scan": seconds}
+                    if name == "muscjax":
+                        gain = difference(found[part], named["released"][0][part])
+                        row |= {f"gain_{k}": v for k, v in gain.items()}
+                    table.add([row])
+
+
+def directions(bench: Bench, truth: Truth, table: Table, size: int, only: Sequence[str]) -> None:
+    """A row for each direction, way and half of the scans."""
+    parts = parts_of(len(truth.labels))
+    bases: dict[str, Any] = {}
+
+    def measured(name: str, sets: Sequence[str], tokens: Tokens | None = None) -> tuple[Any, float]:
+        config = configs.override(configs.preset(name), f"input.image_size={size}", *sets)
+        run = bench.run(config, "both", tokens)
+        return {p: figures(truth, run, ids) for p, ids in parts.items()}, run.seconds
+
+    for way, base in (("in the preset", "muscjax"), ("alone", "released")):
+        for direction in DIRECTIONS:
+            sets = direction.inside if way == "in the preset" else direction.alone
+            unwanted = bool(only) and direction.name not in only
+            if sets is None or unwanted or table.has(direction.name, way, "odd"):
+                continue
+            if base not in bases:
+                bases[base] = measured(base, ())
+            with_it, without = measured(base, sets, direction.tokens), bases[base]
+            if way == "in the preset" and direction.kept:
+                with_it, without = without, with_it
+            rows = []
+            for part in parts:
+                row = {"direction": direction.name, "way": way, "scans": part}
+                row |= {"kept": str(direction.kept)} | difference(with_it[0][part], without[0][part])
+                rows.append(row | {"cpu_s_per_scan": with_it[1] - without[1]})
+            table.add(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--image-backbone", required=True)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--sizes", type=int, nargs="*", default=(224, 448), help="of the comparison")
+    parser.add_argument("--only", nargs="*", default=(), help="names of directions")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/preset"))
+    options = parser.parse_args()
+    runtime.prepare()
+    from rich.console import Console
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    request = Request(options.dataset, Path(), image_backbone=options.image_backbone)
+    with watch(Console(stderr=True), quiet=True) as observe:
+        bench = Bench(request, observe)
+        scans = inputs.plan(request, configs.released()).datasets[0].scans
+        truth = truth_of(scans)
+        compared = Table(options.out / "comparison.csv", ("image_size", "modality", "preset", "scans"))
+        compare(bench, truth, compared, options.sizes)
+        tried = Table(options.out / "directions.csv", ("direction", "way", "scans"))
+        directions(bench, truth, tried, options.size, options.only)
+    record = outputs.run_record(configs.muscjax(), seconds={}, scans=len(scans), resamples=RESAMPLES)
+    outputs.write_json(options.out / "directions.json", record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Both modalities on one scale before their maps are joined.
+
+Distances between image tokens and between point descriptors have nothing in common but their unit norm; in
+the released sum the image's are several times as large, and whether the points count at all hangs on the
+descriptor. Here the unit of each is the usual spread of its scores on the object: the median over the set of
+their distances from their median, which outliers, the defects among them, do not move.
+
+What exceeds the median is joined as independent evidence is, by the root of the sum of squares: a defect that
+only one modality sees stands out as it does there, and is not drowned in the other's noise as in a sum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from muscjax import maps
+from muscjax.types import Array, PointGroups
+
+
+class Units(NamedTuple):
+    """What is usual on the object, of the image and of the points."""
+
+    centre: tuple[np.float32, np.float32]
+    spread: tuple[np.float32, np.float32]  # median absolute deviation; 1 where scores are mostly equal
+
+
+def units(
+    image: np.ndarray,
+    points: np.ndarray,
+    groups: PointGroups,
+    *,
+    grid_hw: tuple[int, int],
+    map_hw: tuple[int, int],
+) -> Units:
+    """The units of a set's patch scores, on the host.
+
+    Of the image the patches that hold a group's centre count, of the points the groups that are valid.
+
+    Args:
+        image: (N, M) float32. points: (N, G) float32.
+        groups: of the N samples; pixel and validity are read.
+        grid_hw, map_hw: as in ``pipeline.score``.
+    """
+    valid = np.asarray(groups.valid)
+    patch = np.asarray(maps.patch_of_pixel(jnp.asarray(groups.pixel), map_hw, grid_hw))
+    scans = np.broadcast_to(np.arange(len(valid))[:, None], valid.shape)
+    held = np.zeros(image.shape, bool)
+    held[scans[valid], patch[valid]] = True
+    sides = [_usual(image[held]), _usual(points[valid])]
+    return Units((sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]))
+
+
+def _usual(scores: np.ndarray) -> tuple[np.float32, np.float32]:
+    if not scores.size:
+        return np.float32(0), np.float32(1)
+    centre = np.median(scores)
+    spread = np.median(np.abs(scores - centre))
+    return np.float32(centre), np.float32(spread if spread > 0 else 1)
+
+
+def excess(map: Array, centre: Array | np.float32, spread: Array | np.float32) -> Array:
+    """By how many spreads a map exceeds what is usual; 0 where it does not: (H, W) float32 to the same."""
+    return jnp.maximum((map - centre) / spread, 0)
+
+
+@jax.named_scope("balance.join")
+def join(image: Array, points: Array, units: Units) -> Array:
+    """The root of the sum of both maps' squared ``excess``: (H, W) float32 each to (H, W)."""
+    sides = [
+        excess(map, centre, spread)
+        for map, centre, spread in zip((image, points), units.centre, units.spread, strict=True)
+    ]
+    return jnp.sqrt(sides[0] * sides[0] + sides[1] * sides[1])

@@ -1,0 +1,106 @@
+"""One scale for both modalities' maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from muscjax import balance, pipeline
+from muscjax.config import override, released
+from muscjax.types import PatchScores, PointGroups
+
+GRID, MAP = (2, 3), (8, 9)
+EITHER_WAY = pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
+
+
+def groups_of(pixel, valid):
+    n, g = pixel.shape
+    return PointGroups(
+        indices=np.zeros((n, g, 0), np.int32),
+        centers=np.zeros((n, g, 3), np.float32),
+        center_index=np.zeros((n, g), np.int32),
+        curvature=np.zeros((n, g), np.float32),
+        pixel=pixel.astype(np.int32),
+        valid=valid,
+    )
+
+
+@pytest.fixture
+def scored():
+    rng = np.random.default_rng(0)
+    groups = groups_of(rng.integers(0, 72, (4, 10)), rng.random((4, 10)) < 0.7)
+    return rng.random((4, 6)).astype(np.float32), 5 * rng.random((4, 10)).astype(np.float32), groups
+
+
+def by_loops(image, points, groups):
+    """Of the patches that hold a group and of the groups: the median, and the median distance from it."""
+    held, there = [], []
+    for i in range(len(image)):
+        patches = set()
+        for g in range(points.shape[1]):
+            if groups.valid[i, g]:
+                row, column = divmod(int(groups.pixel[i, g]), MAP[1])
+                patches.add((row * GRID[0] // MAP[0]) * GRID[1] + column * GRID[1] // MAP[1])
+                there.append(float(points[i, g]))
+        held += [float(image[i, p]) for p in patches]
+    centre = [np.median(values) for values in (held, there)]
+    return centre, [np.median([abs(v - c) for v in x]) for x, c in zip((held, there), centre, strict=True)]
+
+
+def units(image, points, groups):
+    return balance.units(image, points, groups, grid_hw=GRID, map_hw=MAP)
+
+
+def test_units_against_loops(scored):
+    np.testing.assert_allclose(units(*scored), by_loops(*scored), rtol=1e-6)
+
+
+@EITHER_WAY
+def test_join_against_loops(compiled, scored):
+    found = units(*scored)
+    rng = np.random.default_rng(2)
+    image, points = rng.random((5, 6)).astype(np.float32), 5 * rng.random((5, 6)).astype(np.float32)
+    expected = np.zeros((5, 6))
+    for at in np.ndindex(5, 6):
+        for map_, centre, spread in zip((image, points), *found, strict=True):
+            expected[at] += max((float(map_[at]) - float(centre)) / float(spread), 0.0) ** 2
+    join = jax.jit(balance.join) if compiled else balance.join
+    np.testing.assert_allclose(join(image, points, found), np.sqrt(expected), rtol=1e-5)
+
+
+def test_scores_of_another_unit_give_the_same_map(scored):
+    image, points, groups = scored
+    rng = np.random.default_rng(3)
+    maps = [rng.random((4, 4)).astype(np.float32) for _ in range(2)]
+    once = balance.join(*maps, units(*scored))
+    again = balance.join(3 * maps[0], maps[1] / 7, units(3 * image, points / 7, groups))
+    np.testing.assert_allclose(again, once, rtol=1e-4, atol=1e-4)
+
+
+def test_what_one_modality_sees_stands_out_as_it_does_there():
+    usual = balance.Units((np.float32(1), np.float32(2)), (np.float32(0.5), np.float32(4)))
+    seen, nothing = jnp.asarray([[1.0, 3.0]]), jnp.asarray([[2.0, -9.0]])
+    np.testing.assert_array_equal(balance.join(seen, nothing, usual), [[0.0, 4.0]])
+
+
+def test_the_background_and_what_is_no_group_have_no_say(scored):
+    image, points, groups = scored
+    changed = np.where(groups.valid, points, 1e6).astype(np.float32)
+    assert units(image, changed, groups) == units(image, points, groups)
+
+
+def test_equal_scores_are_not_divided_by_zero(scored):
+    image, points, groups = scored
+    assert units(np.ones_like(image), points, groups).spread[0] == 1
+    nothing = groups_of(groups.pixel, np.zeros_like(groups.valid))
+    assert units(image, points, nothing) == balance.Units((0, 0), (1, 1))
+
+
+def test_a_map_of_images_alone_is_as_it_was():
+    scores = np.random.default_rng(1).random((3, 6)).astype(np.float32)
+    patches = PatchScores(scores, None, np.ones((3, 2), np.float32))
+    maps = [
+        pipeline.finish(patches, None, None, config, grid_hw=GRID, map_hw=MAP).anomaly_map
+        for config in (released(), override(released(), "maps.balance=deviation"))
+    ]
+    np.testing.assert_array_equal(*maps)
