@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from muscjax.errors import one_line
+
 
 class Observer(Protocol):
     """Told of every step (stage, done, total) and of every remark; keeps the seconds per stage."""
@@ -77,6 +79,6 @@ def watch(console: Console, *, quiet: bool) -> Iterator[Stages]:
         yield Stages(
             show,
             lambda message: bars.console.print(
-                message, markup=False, emoji=False, highlight=False, soft_wrap=True
+                one_line(message), markup=False, emoji=False, highlight=False, soft_wrap=True
             ),
         )

@@ -51,8 +51,8 @@ class Inputs:
     clouds: list[Cloud] | None
 
 
-def plan(request: Request, config: Config) -> Plan:
-    """Open the data sets and load the backbones.
+def plan(request: Request, config: Config, *, fewest: int = 2) -> Plan:
+    """Open the data sets, of at least ``fewest`` scans each, and load the backbones.
 
     Raises:
         InputError: anything the user has to change.
@@ -63,6 +63,7 @@ def plan(request: Request, config: Config) -> Plan:
         category=request.category,
         split=request.split,
         modality=request.modality,
+        fewest=fewest,
     )
     kinds: list[Kind] = [_kind(dataset, request) for dataset in found]
     image_backbone = point_backbone = None
@@ -94,9 +95,10 @@ def load_image_backbone(name: str, config: Config) -> Callable:
         from muscjax.extract import Bound
 
         return Bound(texture.describe, config.texture)
-    from muscjax.backbones import registry
+    from muscjax.backbones import overlap, registry
 
-    return registry.load_image_backbone(name, image_size=config.input.image_size)
+    network = registry.load_image_backbone(name, image_size=config.input.image_size)
+    return overlap.configured(network, config.network)
 
 
 def load_point_backbone(name: str, config: Config) -> Callable:
@@ -129,7 +131,8 @@ def load(
     from muscjax import pipeline
 
     scans = dataset.scans
-    pipeline.subset_ids(len(scans), config.run.subsets, config.run.seed)  # refused before any work is done
+    if config.run.subsets > 1:  # refused before any work is done
+        pipeline.subset_ids(len(scans), config.run.subsets, config.run.seed)
     working = datasets.open_working(
         scans,
         config,

@@ -19,7 +19,8 @@ from muscjax import cae, pipeline, rows, scoring
 from muscjax.config import Config
 from muscjax.errors import InputError
 from muscjax.extract import Progress, pad_samples, silent
-from muscjax.types import Array, Features, PatchScores, PointGroups
+from muscjax.stages import measure_stage
+from muscjax.types import Features, PatchScores, PointGroups
 
 
 class Distances(NamedTuple):
@@ -30,7 +31,11 @@ class Distances(NamedTuple):
 
 
 def measure(
-    features: np.ndarray, config: Config, *, valid: np.ndarray | None = None, progress: Progress = silent
+    features: np.ndarray,
+    config: Config,
+    *,
+    valid: np.ndarray | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """All distances of one modality: (S, N, M, C) to (S, N, M, N) float32.
 
@@ -38,9 +43,14 @@ def measure(
         valid: (N, M) bool or None, patches that count; ``groups.valid`` of point features.
 
     Raises:
-        InputError: fewer than two samples, or a memory budget that all stages together do not fit.
+        InputError: fewer than two samples, a memory budget that all stages together do not fit, or a
+            ``scoring.window``, which needs to know where patches lie.
     """
     stages, n, m = features.shape[:3]
+    if config.scoring.window is not None:
+        raise InputError(
+            f"scoring.window: found {config.scoring.window}, expected none where distances are kept"
+        )
     if n < 2:
         raise InputError(f"mutual scoring needs at least two scans, found {n}")
     size, plan = pipeline.plan_of(Features(features, None), config)
@@ -53,23 +63,17 @@ def measure(
     mask = None if valid is None else pad_samples(np.asarray(valid), size)
     out = np.empty((stages, n, m, n), np.float32)
     for stage in range(stages):
-        found = _measure_stage(
+        found = measure_stage(
             pad_samples(features[stage], size),
             mask,
+            None,
             jnp.asarray(n, jnp.int32),
             tile=plan.tile,
-            precision=config.scoring.precision,
-            implementation=config.scoring.implementation,
-            refine=config.scoring.refine,
+            **config.scoring.kernel,
         )
         out[stage] = np.asarray(found)[:n, :, :n]
         progress("distances", stage + 1, stages)
     return out
-
-
-@functools.partial(jax.jit, static_argnames=("tile", "precision", "implementation", "refine"))
-def _measure_stage(features: Array, valid: Array | None, count: Array, **settings: Any) -> Array:
-    return scoring.mutual_min_distances(features, valid=valid, count=count, **settings)
 
 
 def take(distances: Distances, ids: np.ndarray) -> Distances:

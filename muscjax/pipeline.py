@@ -8,7 +8,6 @@ sets of similar size share their compiled programs.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,20 +15,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from muscjax import cae, geometry, ipg, maps, rows, rscon, scoring, snamd
+from muscjax import cae, geometry, ipg, maps, parallel, rows, rscon, scoring, snamd, streaming
 from muscjax.config import Config, released
 from muscjax.detection import finish
 from muscjax.errors import InputError
 from muscjax.extract import (
     SAMPLE_BUCKET,
+    Held,
+    Keep,
     Progress,
+    check_scans,
     extract_images,
     extract_points,
     grid_of,
+    map_size_of,
     pad_samples,
     silent,
 )
+from muscjax.stages import measure_stage, score_stage
+from muscjax.totals import add_part, features_of, on_host, pad_groups, patch_scores
 from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
 
 AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
@@ -45,47 +51,19 @@ class Extracted(NamedTuple):
     map_hw: tuple[int, int]  # the working size that the groups' pixels count in
 
 
-@functools.partial(
-    jax.jit, static_argnames=("plan", "scoring_config", "cae_config", "grid_hw", "map_hw", "fuse", "average")
-)
-def score_stage(
-    image: Array | None,
-    points: Array | None,
-    groups: PointGroups | None,
-    count: Array,
-    *,
-    plan: scoring.Plan,
-    scoring_config: Any,
-    cae_config: Any,
-    grid_hw: tuple[int, int] | None,
-    map_hw: tuple[int, int],
-    fuse: Callable,
-    average: Callable,
-) -> tuple[Array | None, Array | None]:
-    """Patch scores of one stage: (N, M, C), (N, G, C) -> (N, M), (N, G); either modality may be None."""
+def _sizes(features: Features) -> tuple[int, list[tuple[int, int]]]:
+    """The number of samples padded to its bucket, and (M, C) of each modality."""
+    given = [x for x in features_of(features) if x is not None]
+    return geometry.bucket_size(given[0].shape[1], minimum=SAMPLE_BUCKET), [x.shape[2:] for x in given]
 
-    def statistics(image_rows, point_rows, ref_valid, ids):
-        if image_rows is not None and point_rows is not None and cae_config.enabled:
-            assert groups is not None
-            assert grid_hw is not None
-            shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw}
-            image_rows, point_rows = rows.fuse_rows(
-                image_rows, point_rows, groups, ref_valid, ids, config=cae_config, fuse=fuse, **shape
-            )
-        settings: dict[str, Any] = {"fraction": scoring_config.interval, "average": average}
-        return rows.average_rows(image_rows, point_rows, groups, ref_valid, ids, **settings)
 
-    return scoring.map_rows(
-        image,
-        points,
-        statistics,
-        plan=plan,
-        points_valid=None if groups is None else groups.valid,
-        count=count,
-        precision=scoring_config.precision,
-        implementation=scoring_config.implementation,
-        refine=scoring_config.refine,
-    )
+def _held(size: int, shapes: Sequence[tuple[int, int]]) -> int:
+    """Bytes of one stage's features."""
+    return 4 * size * sum(m * c for m, c in shapes)
+
+
+def _tile_bytes(budget: int) -> int:
+    return scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16
 
 
 def plan_of(features: Features, config: Config) -> tuple[int, scoring.Plan]:
@@ -94,22 +72,21 @@ def plan_of(features: Features, config: Config) -> tuple[int, scoring.Plan]:
     Raises:
         InputError: a memory budget that cannot hold one stage's features or one sample's rows.
     """
-    given = [x for x in features_of(features) if x is not None]
-    n = given[0].shape[1]
-    size = geometry.bucket_size(n, minimum=SAMPLE_BUCKET)
+    size, given = _sizes(features)
     budget = config.run.memory_budget
-    held = 4 * size * sum(int(np.prod(x.shape[2:])) for x in given)
+    held = _held(size, given)
     if held > budget:
+        n = next(x for x in features_of(features) if x is not None).shape[1]
         raise InputError(
-            f"run.memory_budget: one stage's features of {n} scans take {held / 2**30:.1f} GiB, more than "
-            f"{budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
+            f"run.memory_budget: one stage's features of {n} scans take "
+            f"{held / 2**30:.1f} GiB, more than {budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
         )
     try:
         plan = scoring.plan(
             size,
-            tuple(x.shape[2] for x in given),
+            tuple(m for m, _ in given),
             memory_budget=budget,
-            tile_bytes=scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16,
+            tile_bytes=_tile_bytes(budget),
         )
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None
@@ -125,20 +102,27 @@ def score(
     map_hw: tuple[int, int],
     fuse: Callable = cae.enhance,
     average: Callable | None = None,
+    remember: streaming.Remember = streaming.afresh,
+    mesh: Mesh | None = None,
     progress: Progress = silent,
 ) -> PatchScores:
     """Mutual scoring of all stages: their mean, and the feature of each sample's most salient patch.
 
     Args:
-        features: (S, N, M, C) and (S or 1, N, G, C); either may be None.
+        features: (S, N, M, C) and (S or 1, N, G, C), arrays or ``streaming.Stages``; either may be None.
+            Where a stage exceeds ``run.memory_budget``, blocks of it are read as they are needed.
         groups: leading axis N, with the point features.
         grid_hw: the patch grid of the image features.
         map_hw: the working size that ``groups.pixel`` counts in.
         fuse: the stage that ``cae.enhance`` is. average: the stage that ``scoring.interval_average`` is.
+        remember: is given a name and what makes the patch scores of a stage, or of a block of one, and has
+            them of an earlier run where it can.
+        mesh: the devices that share the work, each with its part of the samples; None: one device. Where the
+            parts do not fit their memory, one device does it all.
 
     Raises:
         InputError: fewer than two samples, stages that do not match, or a memory budget that cannot hold one
-            stage's features or one sample's rows.
+            sample's rows.
     """
     n = next(x for x in features_of(features) if x is not None).shape[1]
     if n < 2:
@@ -147,70 +131,98 @@ def score(
     if (features.points is None) != (groups is None):
         raise InputError("score: point features and their groups go together")
     average = average or AVERAGES[config.scoring.average]
-    size, plan = plan_of(features, config)
+    size, shapes = _sizes(features)
+    budget, walk, plan = config.run.memory_budget, None, None
+    if mesh is not None:
+        over = parallel.plan_over(mesh, size, shapes, memory_budget=budget)
+        mesh, (size, plan) = (None, (size, None)) if over is None else (mesh, over)
     padded_groups = pad_groups(groups, size)
-    totals: list[Any] = [None, None]
-    for done, pair in enumerate(entries, start=1):
-        found = score_stage(
-            *(
-                None if x is None else pad_samples(x[entry], size)
-                for x, entry in zip(features_of(features), pair, strict=True)
-            ),
-            padded_groups,
-            jnp.asarray(n, jnp.int32),
-            plan=plan,
-            scoring_config=config.scoring,
-            cae_config=config.cae,
-            grid_hw=grid_hw,
-            map_hw=map_hw,
-            fuse=fuse,
-            average=average,
+    statistics: dict[str, Any] = {
+        "scoring_config": config.scoring,
+        "cae_config": config.cae,
+        "grid_hw": grid_hw,
+        "map_hw": map_hw,
+        "fuse": fuse,
+        "average": average,
+    }
+    if plan is not None:
+        statistics["mesh"] = mesh
+    elif _held(size, shapes) > budget:
+        walk = streaming.walk_of(size, shapes, memory_budget=budget, tile_bytes=_tile_bytes(budget))
+    else:
+        _, plan = plan_of(features, config)
+    shape = None if features.image is None else (size, features.image.shape[2])
+    where = {"window": config.scoring.window, "grid_hw": grid_hw, "map_hw": map_hw}
+    cells = rows.places(shape, None if padded_groups is None else padded_groups.pixel, **where)
+
+    @functools.cache
+    def known() -> tuple[Array | None, Array | None]:
+        """The distances of a modality that meets every stage of the other with the same features."""
+        if plan is None or plan.kind != "symmetric" or mesh is not None or len(entries) == 1:
+            return None, None
+        masks = (None, None if padded_groups is None else padded_groups.valid)
+        image, points = (
+            None
+            if x is None or len({pair[side] for pair in entries}) > 1
+            else measure_stage(
+                _placed(x[entries[0][side]], size, None, plan),
+                masks[side],
+                cells[side],
+                jnp.asarray(n, jnp.int32),
+                tile=plan.tile,
+                **config.scoring.kernel,
+            )
+            for side, x in enumerate(features_of(features))
         )
+        return image, points
+
+    totals: list[Any] = [None, None]
+    for done, pair in enumerate(entries):
+        sides = [
+            None if x is None else x[entry] for x, entry in zip(features_of(features), pair, strict=True)
+        ]
+        if walk is not None:
+            found = streaming.score_stage(
+                sides,
+                padded_groups,
+                walk=walk,
+                size=size,
+                count=n,
+                kernel=config.scoring.kernel,
+                cells=[None if x is None else np.asarray(x) for x in cells],
+                remember=streaming.under(str(done), remember),
+                step=lambda part, parts, done=done: progress(
+                    "streamed scoring", done * parts + part, len(entries) * parts
+                ),
+                **statistics,
+            )
+        else:
+            assert plan is not None
+            found = remember(
+                str(done),
+                lambda sides=sides: on_host(
+                    score_stage(
+                        *(_placed(x, size, mesh, plan) for x in sides),
+                        padded_groups,
+                        jnp.asarray(n, jnp.int32),
+                        plan=plan,
+                        known=known(),
+                        **statistics,
+                    ),
+                    n,
+                ),
+            )
+            progress(f"{plan.kind} scoring", done + 1, len(entries))
         add_part(totals, found, n, len(entries))
-        progress(f"{plan.kind} scoring", done, len(entries))
     return patch_scores(features, totals)
 
 
-def pad_groups(groups: PointGroups | None, size: int) -> PointGroups | None:
-    """Up to ``size`` samples, without members: by far the largest field, which scoring does not read."""
-    if groups is None:
+def _placed(stage: Any, size: int, mesh: Mesh | None, plan: scoring.Plan) -> Any:
+    """(N, M, C) padded to ``size``, and dealt where there is a mesh."""
+    if stage is None:
         return None
-    small = dataclasses.replace(groups, indices=groups.indices[:, :, :0])
-    return jax.tree.map(lambda leaf: pad_samples(np.asarray(leaf), size), small)
-
-
-def add_part(totals: list[Any], found: Sequence[Array | None], n: int, parts: int) -> None:
-    """Add one of ``parts`` equal shares of a mean to ``totals``, for each modality that is there."""
-    for side, scores in enumerate(found):
-        if scores is not None:  # on the host: a slice of n samples on the device would compile for every n
-            part = np.asarray(scores)[:n] / np.float32(parts)
-            totals[side] = part if totals[side] is None else totals[side] + part
-
-
-def patch_scores(features: Features, totals: Sequence[Any]) -> PatchScores:
-    """The stage means (N, M), (N, G) with the features of their highest patches."""
-    salient = [
-        _salient(x, levels, total)
-        for x, levels, total in zip(features_of(features), features.levels, totals, strict=True)
-        if x is not None
-    ]
-    image, points = (None if total is None else jnp.asarray(total) for total in totals)
-    return PatchScores(image, points, jnp.asarray(np.concatenate(salient, axis=1)))
-
-
-def _salient(features: Any, levels: int, scores: np.ndarray) -> np.ndarray:
-    """(N, C) of the second-last tapped block at each sample's highest patch; the mean of its levels."""
-    start = max(len(features) - 2 * levels, 0)
-    chosen = [
-        np.asarray(x)[np.arange(len(scores)), np.argmax(scores, axis=1)]
-        for x in features[start : start + levels]
-    ]
-    return chosen[0] if levels == 1 else np.mean(chosen, axis=0)
-
-
-def features_of(features: Features) -> tuple[Any, Any]:
-    """Both modalities, each an array or None."""
-    return features.image, features.points
+    padded = pad_samples(streaming.whole(stage), size)
+    return padded if mesh is None else parallel.deal(padded, mesh, plan)
 
 
 def subset_ids(n: int, parts: int, seed: int) -> list[np.ndarray]:
@@ -234,13 +246,14 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
         return score(features, groups, config, **keywords)
     parts = subset_ids(n, config.run.subsets, config.run.seed)
     order = np.argsort(np.concatenate(parts))
-    scored = []
-    for ids in parts:
+    scored, remember = [], keywords.pop("remember", streaming.afresh)
+    for number, ids in enumerate(parts):
         chosen = Features(
             *(None if x is None else x[:, ids] for x in features_of(features)), levels=features.levels
         )
         of_part = None if groups is None else jax.tree.map(lambda leaf, ids=ids: leaf[ids], groups)
-        scored.append(score(chosen, of_part, config, **keywords))
+        of_part_alone = streaming.under(f"part {number}", remember)
+        scored.append(score(chosen, of_part, config, remember=of_part_alone, **keywords))
     return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)[order]), *scored)
 
 
@@ -254,24 +267,30 @@ def extract(
     group: Callable = ipg.group,
     pool_grid: Callable = snamd.pool_grid,
     pool_groups: Callable = snamd.pool_groups,
+    fewest: int = 2,
+    keep: Keep = Held,
     progress: Progress = silent,
 ) -> Extracted:
-    """The first half of ``detect``: everything that is done to each sample alone. Arguments as there."""
+    """The first half of ``detect``: everything that is done to each sample alone. Arguments as there.
+
+    ``fewest`` scans are expected: two, or one where it is scored against a reference set. ``keep`` is where
+    the features go; see ``extract.extract_images``.
+    """
     config = released() if config is None else config
-    _check(images, clouds, image_backbone, point_backbone)
-    map_hw = _map_size(images, clouds, config)
+    check_scans(images, clouds, image_backbone, point_backbone, fewest)
+    map_hw = map_size_of(images, clouds, config)
     if clouds is not None and not isinstance(clouds[0], Cloud):
         clouds = [geometry.cloud_from_xyz(np.asarray(xyz)) for xyz in clouds]
     image = points = groups = grid_hw = None
     image_levels = point_levels = 1
     if images is not None and image_backbone is not None:
         image, image_levels = extract_images(
-            images, image_backbone, config, pool=pool_grid, progress=progress
+            images, image_backbone, config, pool=pool_grid, keep=keep, progress=progress
         )
         grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
     if clouds is not None and point_backbone is not None:
         points, point_levels, groups = extract_points(
-            clouds, point_backbone, config, group=group, pool=pool_groups, progress=progress
+            clouds, point_backbone, config, group=group, pool=pool_groups, keep=keep, progress=progress
         )
     features = Features(image, points, (image_levels, point_levels))
     return Extracted(features, clouds, groups, grid_hw, map_hw)
@@ -328,41 +347,3 @@ def detect(
     chosen: dict[str, Any] = {"rescore": rescore, "interpolate": interpolate, "blur": blur}
     shape = {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
     return finish(scored, extracted.clouds, extracted.groups, config, **chosen, **shape, progress=progress)
-
-
-def _check(images: Any, clouds: Any, image_backbone: Any, point_backbone: Any) -> None:
-    if images is None and clouds is None:
-        raise InputError("detect: found neither images nor clouds")
-    for name, data, backbone in (
-        ("image", images, image_backbone), ("point", clouds, point_backbone)
-    ):  # fmt: skip
-        if data is not None and backbone is None:
-            raise InputError(f"detect: {name} data needs {name}_backbone")
-        if data is not None and len(data) < 2:
-            raise InputError(f"mutual scoring needs at least two scans, found {len(data)}")
-    if images is not None and clouds is not None and len(images) != len(clouds):
-        raise InputError(f"detect: found {len(images)} images and {len(clouds)} clouds, expected as many")
-
-
-def _map_size(images: Any, clouds: Any, config: Config) -> tuple[int, int]:
-    side = config.input.map_size
-    if clouds is None:
-        if side is not None:
-            return side, side
-        h, w = np.shape(images[0:1])[1:3]
-        return h, w
-    if not isinstance(clouds[0], Cloud):
-        shapes = [np.shape(xyz) for xyz in clouds]
-        for i, found in enumerate(shapes):
-            if found != shapes[0] or len(found) != 3:
-                raise InputError(
-                    f"clouds[{i}]: found shape {found}, expected {shapes[0][:2]} × 3 as clouds[0]"
-                )
-        return shapes[0][0], shapes[0][1]
-    if side is None:
-        raise InputError("detect: Cloud objects need config.input.map_size, the side of their pixels' grid")
-    for i, cloud in enumerate(clouds):
-        highest = int(np.max(np.asarray(cloud.pixel), initial=0))
-        if highest >= side * side:
-            raise InputError(f"clouds[{i}]: found pixel {highest}, expected less than {side}·{side}")
-    return side, side

@@ -1,6 +1,6 @@
 """What becomes of whole rows of distances, a block of samples at a time: enhancement and average.
 
-The functions that ``scoring.map_rows`` and ``scoring.map_distances`` are given are made of these two.
+The functions that ``scoring.map_rows`` and ``scoring.map_distances`` are given are made of these.
 """
 
 from __future__ import annotations
@@ -9,11 +9,71 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from muscjax import maps
+from muscjax.batching import each
 from muscjax.errors import InputError
 from muscjax.types import Array, Features, PointGroups
+
+POINT_GRID = (28, 28)  # where there are no image patches: the paper's grid
+
+
+def places(
+    image_shape: tuple[int, ...] | None,
+    pixel: Array | np.ndarray | None,
+    *,
+    window: int | None,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+) -> tuple[Array | None, Array | None]:
+    """Where patches and groups lie on the patch grid, for a search ``window``; None where there is none.
+
+    Args:
+        image_shape: (N, M) of the image patches, or None.
+        pixel: (N, G) int32 flat pixels of the groups' centres on a map of ``map_hw``, or None.
+
+    Returns:
+        (N, M, 2) and (N, G, 2) int32, row and column. A group has the cell of its centre's pixel.
+    """
+    if window is None:
+        return None, None
+    image = points = None
+    if image_shape is not None:
+        assert grid_hw is not None
+        cells = np.stack(np.divmod(np.arange(image_shape[1]), grid_hw[1]), axis=-1)
+        image = jnp.asarray(np.broadcast_to(cells.astype(np.int32), (*image_shape, 2)))
+    if pixel is not None:
+        grid = grid_hw or POINT_GRID
+        patch = maps.patch_of_pixel(jnp.asarray(pixel), map_hw, grid)
+        points = jnp.stack([patch // grid[1], patch % grid[1]], axis=-1)
+    return image, points
+
+
+def score_rows(
+    image_rows: Array | None,
+    point_rows: Array | None,
+    ref_valid: Array,
+    ids: Array,
+    *,
+    groups: PointGroups | None,
+    scoring_config: Any,
+    cae_config: Any,
+    grid_hw: tuple[int, int] | None,
+    map_hw: tuple[int, int],
+    fuse: Callable,
+    average: Callable,
+) -> tuple[Array | None, Array | None]:
+    """Patch scores of the samples ``ids`` from their rows: averages, of what was enhanced where it can be."""
+    if image_rows is not None and point_rows is not None and cae_config.enabled:
+        assert groups is not None
+        assert grid_hw is not None
+        shape: dict[str, Any] = {"grid_hw": grid_hw, "map_hw": map_hw}
+        image_rows, point_rows = fuse_rows(
+            image_rows, point_rows, groups, ref_valid, ids, config=cae_config, fuse=fuse, **shape
+        )
+    settings: dict[str, Any] = {"fraction": scoring_config.interval, "average": average}
+    return average_rows(image_rows, point_rows, groups, ref_valid, ids, **settings)
 
 
 def fuse_rows(
@@ -32,8 +92,24 @@ def fuse_rows(
     has_points = jnp.any(groups.valid, axis=1)
     both = ref_valid & has_points[None] & has_points[ids][:, None]
     patch = maps.patch_of_pixel(groups.pixel[ids], map_hw, grid_hw)
-    data = (image_rows, point_rows, patch, groups.valid[ids], both)
-    return lax.map(lambda sample: fuse(*sample, config), data)
+    return fuse_block(image_rows, point_rows, patch, groups.valid[ids], both, config=config, fuse=fuse)
+
+
+def fuse_block(
+    image_rows: Array,
+    point_rows: Array,
+    patch: Array,
+    group_valid: Array,
+    both: Array,
+    *,
+    config: Any,
+    fuse: Callable,
+) -> tuple[Array, Array]:
+    """``fuse``, sample by sample: (B, M, R), (B, G, R), (B, G), (B, G), (B, R) -> new rows.
+
+    ``both`` says which references have both modalities, as the sample has itself.
+    """
+    return each(lambda one: fuse(*one, config), (image_rows, point_rows, patch, group_valid, both))
 
 
 def average_rows(

@@ -80,6 +80,7 @@ def test_help_of_every_verb(run):
         "explain",
         "ablate",
         "profile",
+        "reference",
     )
     for verb in verbs:
         assert verb in out

@@ -30,6 +30,7 @@ HOSTILE = (
     "</script><script>alert(3)</script>",
     "{{ 7 * 7 }} & 'quoted' &lt;b&gt; <!--",
     "bytes\udcff and \u202e turned",
+    "two\nlines\u2028 \u2066isolated <\u200bscript> \x1b[31m ]]> --> ${7*7} `",
 )
 RECORD = {
     "finished": "2025-06-01T12:00:00Z",
@@ -139,6 +140,21 @@ def test_names_stay_text_wherever_they_stand(tmp_path):
     )
     page = Elements(text)  # raises where the elements do not nest
     assert len(page.all("script")) == len(HOSTILE) + 2
+    embedded = [body for attrs, body in page.all("script", type="application/json")]
+    assert len(embedded) == len(HOSTILE) + 1
+    assert all(isinstance(json.loads(body), dict) for body in embedded)
+    assert not any("<" in body or "alert" in body for body in embedded)
+    for raw in (
+        "<script>alert",
+        "<img src=x",
+        "onerror='",
+        "</script><script>alert",
+        "<i>x",
+        "<!-",
+        "<\u200bs",
+        "<b>stage",
+    ):
+        assert raw not in text, raw
     assert not any(key.startswith("on") for _, attrs, _ in page.found for key in attrs)
     assert all(attrs["src"].startswith("data:image/jpeg;base64,") for attrs, _ in page.all("img"))
     assert "stage" not in [text for _, text in page.all("b")]

@@ -14,6 +14,7 @@ from muscjax.cli.evaluate import evaluate
 from muscjax.cli.explain import explain
 from muscjax.cli.lines import demo, synth
 from muscjax.cli.profile import profile
+from muscjax.cli.reference import reference
 from muscjax.cli.tools import backbones, convert, doctor
 from muscjax.errors import InputError
 
@@ -47,6 +48,7 @@ for verb in (
     backbones,
 ):
     app.command()(verb)
+app.add_typer(reference, name="reference")
 
 
 def main() -> None:

@@ -61,11 +61,9 @@ def explain(
     )
     if run is not None:
         shared = {"scan", "at", "run", "out", "quiet"}
-        for name in context.params.keys() - shared:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                option = "--" + name.strip("_").replace("_", "-")
-                raise InputError(f"{option}: the run in {run} has its own; leave it out, or leave --run out")
+        for name in sorted(options.given(context) - shared):
+            option = "--" + name.strip("_").replace("_", "-")
+            raise InputError(f"{option}: the run in {run} has its own; leave it out, or leave --run out")
     pixel = None if at is None else _pixel(at)
 
     from rich.console import Console
