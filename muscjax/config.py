@@ -26,6 +26,7 @@ class InputConfig:
     image_size: int | None = (
         None  # side of the image that the backbone sees, pixels; None: the backbone's own
     )
+    image_step: int = 16  # sides that a window lowers are multiples of it; a network sets its patch here
     map_size: int | None = None  # H = W of XYZ, masks and maps; None: image_size, at most the XYZ's own side
     window: Literal["whole", "object"] = "whole"  # object: each scan is cut to a square around its object
     window_margin: float = 0.06  # how much wider that square is than the widest object of the set
@@ -316,6 +317,7 @@ def _validated(config: Config, where: str) -> Config:
             "input.image_size must be at least 8",
         ),
         (config.input.map_size is None or config.input.map_size >= 8, "input.map_size must be at least 8"),
+        (config.input.image_step >= 1, "input.image_step must be at least 1"),
         (0.0 <= config.input.window_margin <= 1.0, "input.window_margin must lie in [0, 1]"),
         (
             config.input.window_side is None or config.input.window_side >= 8,

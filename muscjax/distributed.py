@@ -31,6 +31,7 @@ from muscjax.errors import InputError
 from muscjax.extract import SAMPLE_BUCKET, Progress
 from muscjax.frame import Frame
 from muscjax.geometry import bucket_size
+from muscjax.identity import backbone_identity
 from muscjax.inputs import Inputs
 from muscjax.requests import Outcome, Request
 from muscjax.rows import paired_entries
@@ -79,7 +80,7 @@ def _run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
                 outputs.map_path(request.out, scan.name)  # refused before any work is done
         if first:
             outputs.open_output(request.out)
-    _compare(plan)
+    _compare(plan, request)
     if first:
         for dataset in plan.datasets:
             for problem in dataset.problems:
@@ -105,10 +106,12 @@ def _run(request: Request, config: Config, observe: Observer) -> list[Outcome]:
     return done
 
 
-def _compare(plan: inputs.Plan) -> None:
+def _compare(plan: inputs.Plan, request: Request) -> None:
     """InputError where the processes do not see the same scans, or were not asked for the same."""
     names = [scan.name for dataset in plan.datasets for scan in dataset.scans]
-    seen = team.texts(json.dumps([names, plan.kinds, repr(plan.config)]))
+    used = [None if b is None else backbone_identity(b) for b in (plan.image_backbone, plan.point_backbone)]
+    asked = [request.clean, request.units, request.metric_size]
+    seen = team.texts(json.dumps([names, plan.kinds, repr(plan.config), asked, used]))
     for process, text in enumerate(seen):
         if text != seen[0]:
             there = len(json.loads(text)[0])
@@ -135,7 +138,8 @@ def share_of(n: int, patches: tuple[int, ...], config: Config) -> Share:
         InputError: fewer samples than processes, or a memory budget that is too small.
     """
     mesh = parallel.mesh_of(jax.devices())
-    assert mesh is not None
+    if mesh is None:
+        raise InputError("--distributed: found one process with one device; leave it out")
     over = parallel.plan_over(
         mesh,
         bucket_size(n, minimum=SAMPLE_BUCKET),
@@ -154,12 +158,27 @@ def share_of(n: int, patches: tuple[int, ...], config: Config) -> Share:
     return Share(ids[owner == team.number()], n, size, plan, mesh)
 
 
+def _check_whole(kind: Kind, config: Config) -> None:
+    """InputError where the method needs, before the scans are dealt, what only the whole set knows."""
+    if kind == "both" and config.maps.balance != "none":
+        raise InputError(
+            f"--distributed: found maps.balance {config.maps.balance!r}, whose units are those of the whole "
+            "set; set maps.balance=none"
+        )
+    if kind != "image" and config.input.window != "whole" and config.input.window_side is None:
+        raise InputError(
+            "--distributed: found input.window 'object', whose side is that of the whole set; "
+            "set input.window=whole, or input.window_side"
+        )
+
+
 def _category(
     dataset: Dataset, kind: Kind, plan: inputs.Plan, request: Request, observe: Observer, say: Any
 ) -> Outcome | None:
     """Score one category; process 0 writes it and has the outcome."""
     remarks: list[str] = []
     with team.together():
+        _check_whole(kind, plan.config)
         share = share_of(len(dataset.scans), _patches(kind, plan), plan.config)
         own = dataclasses.replace(dataset, scans=tuple(dataset.scans[i] for i in share.ids))
         side = datasets.working_sizes(own.scans, plan.config, modality=kind)[1]

@@ -114,9 +114,11 @@ def load_point_backbone(name: str, config: Config) -> Callable:
 
 
 def _sized(config: Config, backbone: Any) -> Config:
-    """The configuration with the image size that the backbone settled on."""
+    """The configuration with the image size that the backbone settled on, and the step of sizes it takes."""
     size = config.input.image_size or getattr(backbone, "image_size", None) or DEFAULT_IMAGE_SIZE
-    return dataclasses.replace(config, input=dataclasses.replace(config.input, image_size=size))
+    patch = getattr(getattr(backbone, "spec", backbone), "patch_size", None)
+    sized = dataclasses.replace(config.input, image_size=size, image_step=patch or config.input.image_step)
+    return dataclasses.replace(config, input=sized)
 
 
 def load(

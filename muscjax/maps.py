@@ -58,7 +58,7 @@ def gaussian_weights(size: int, n: int, *, spread: float) -> np.ndarray:
     bell around its middle rather than to a point. Each pixel's weights add up to 1, so a constant grid stays
     constant to the edge, and a map is no higher than its highest cell.
 
-    spread: standard deviation, cells; beyond four of them a cell counts nothing.
+    spread: standard deviation, cells; beyond four of them and half a cell a cell counts nothing.
     """
     middle = (np.arange(size) + 0.5) * (n / size) - 0.5
     away = (np.clip(middle, 0, n - 1)[:, None] - np.arange(n)[None]) / spread

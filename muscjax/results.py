@@ -234,6 +234,9 @@ def write_tables(
     if summaries:
         outputs.write_json(out / "metrics.json", summaries)
         tabulate.write_results(out, summaries, beside(outcomes, request)[0])
+    else:  # those of an earlier run in this folder would be taken for this one's
+        for name in ("metrics.json", "results.csv", "results.json"):
+            (out / name).unlink(missing_ok=True)
     record = outputs.run_record(
         config,
         seconds=observe.seconds,

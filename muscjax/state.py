@@ -78,6 +78,7 @@ def claimed(out: Path, kept: Path | None) -> Iterator[Path]:
             if not kept.samefile(out):
                 stack.enter_context(locked(kept))
             yield kept
+            shutil.rmtree(out / FOLDER, ignore_errors=True)  # of an earlier run without ``kept``
             return
         if (out / FOLDER).is_symlink():
             raise InputError(f"{out / FOLDER}: found a link, expected a folder or nothing")
@@ -178,17 +179,19 @@ def open_state(
 
     scans, config = loaded.dataset.scans, loaded.config
     samples = tuple(prefetch(_sample, scans))
+    truth = [[scan.label, scan.mask and _content(scan.mask)] for scan in scans]  # for results, not features
     device = jax.devices()[0]
     machine = [package_version(), jax.__version__, device.platform, device.device_kind, VERSION]
     # What features depend on is everything but what is done with them.
     before = {k: v for k, v in plain(config).items() if k not in _AFTERWARDS}
-    working = [before, config.run.features, request.clean, request.units, machine]
+    # An image alone keeps its background, and beside points it is cleaned with them.
+    working = [before, config.run.features, loaded.kind, request.clean, request.units, machine]
     features_of = {
         kind: {"of": [backbone_identity(backbone), working]}
         for kind, backbone in zip(_SIDES, plan.backbones(loaded.kind).values(), strict=True)
     }
     given = {name: value for name, value in plain(request).items() if name not in ("path", "out", "store")}
-    identity = digest([features_of, samples, plain(config), given, loaded.kind, list(extra)])
+    identity = digest([features_of, samples, truth, plain(config), given, loaded.kind, list(extra)])
     name = re.sub(r"[^\w-]", "_", loaded.dataset.category)[:60] or "set"
     folder = root / f"{name}-{digest(loaded.dataset.category)[:8]}"
     keeps = request.store is not None
@@ -225,17 +228,21 @@ def _known(path: Path) -> str:
 
 
 def _sample(scan: Scan) -> str:
-    """Name and content of everything that is read of a scan."""
-    found: dict[str, Any] = {"name": scan.name, "label": scan.label}
+    """Name and content of everything that features are made of; a mask is not."""
+    found: dict[str, Any] = {"name": scan.name}
     for field in dataclasses.fields(scan):
         value = getattr(scan, field.name)
-        if isinstance(value, Path):
-            try:
-                with value.open("rb") as file:
-                    found[field.name] = value.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError:  # whoever needs it has said so already
-                found[field.name] = "unreadable"
+        if isinstance(value, Path) and field.name != "mask":
+            found[field.name] = _content(value)
     return digest(found)
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # whoever needs it has said so already
+        return "unreadable"
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

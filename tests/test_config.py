@@ -86,3 +86,14 @@ def test_bytes(text, expected):
 def test_bad_bytes(text):
     with pytest.raises(InputError, match="memory-budget"):
         config.parse_bytes(text)
+
+
+def test_a_store_s_window_outlives_a_preset_that_is_named_again():
+    from muscjax.cli import options
+
+    first = config.override(config.muscjax(), "input.window_side=229")
+    for window in (first, config.override(first, "input.window=whole", "input.window_side=none")):
+        again = options.configured("muscjax", None, None, base=window)
+        assert again.input == window.input
+    asked = options.configured("muscjax", None, ["input.window_side=100"], base=first)
+    assert asked.input.window_side == 100

@@ -137,6 +137,21 @@ def test_a_share_is_whole_tiles_and_everybody_has_one(monkeypatch):
     assert share.size % share.plan.tile == 0
 
 
+def test_what_only_the_whole_set_knows_is_refused():
+    for kind, said in (("both", "maps.balance"), ("points", "input.window")):
+        with pytest.raises(InputError, match=said):
+            distributed._check_whole(kind, config.muscjax())
+    sized = config.override(config.muscjax(), "maps.balance=none", "input.window_side=200")
+    for kind, chosen in (("image", config.muscjax()), ("both", sized), ("both", config.released())):
+        distributed._check_whole(kind, chosen)
+
+
+def test_one_device_is_no_team(monkeypatch):
+    monkeypatch.setattr(distributed.parallel, "mesh_of", lambda devices: None)
+    with pytest.raises(InputError, match="one process with one device"):
+        distributed.share_of(9, (16,), config.released())
+
+
 def test_more_processes_than_scans_are_refused(monkeypatch):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("devices",))
     monkeypatch.setattr(distributed.parallel, "mesh_of", lambda devices: mesh)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muscjax import config, files, shards, state, store
+from muscjax import config, files, inputs, shards, state, store
 from muscjax.errors import InputError
 from muscjax.extract import Held
 from muscjax.requests import Request
@@ -344,6 +345,41 @@ def test_a_kept_store_serves_the_next_run_and_refuses_another(
     (folder / "scored.bin").unlink()
     with pytest.raises(InputError, match="holds another identity"):
         detect(scans, tmp_path / "third", monkeypatch, tmp_path_factory, **given)
+
+
+def test_truth_is_no_part_of_features_and_tables_of_an_older_run_go(
+    scans, tmp_path, tmp_path_factory, monkeypatch
+):
+    data, out, given = tmp_path / "cable", tmp_path / "out", {"store": tmp_path / "kept"}
+    shutil.copytree(scans, data)
+    detect(data, out, monkeypatch, tmp_path_factory, **given)
+    assert "pixel" in (out / "metrics.json").read_text()
+    shutil.rmtree(data / "ground_truth")
+    with monkeypatch.context() as patch:
+        patch.setattr(Held, "__init__", None)  # nothing is to be computed in memory
+        observe = detect(data, out, patch, tmp_path_factory, **given)
+    assert "image features" not in observe.seconds
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for picture in (data / "test").rglob("*.png"):
+        shutil.copy(picture, flat / f"{picture.parent.name}_{picture.name}")
+    detect(flat, out, monkeypatch, tmp_path_factory)
+    assert (out / "scores.csv").exists()
+    assert not [name for name in ("metrics.json", "results.csv", "results.json") if (out / name).exists()]
+
+
+def test_images_of_a_cleaned_set_are_not_those_of_an_image_run(tmp_path, monkeypatch):
+    """Beside points the background of a picture is blackened: the same files, other features."""
+    root = layouts.write_mvtec3d(tmp_path / "data", categories=("part",)) / "part"
+    found = []
+    for kind in ("image", "both"):
+        request = Request(path=root, out=tmp_path / kind, modality=kind, store=tmp_path / "kept")
+        plan = inputs.plan(request, settings())
+        loaded = inputs.load(plan.datasets[0], kind, request, plan.config, Silent(), print)
+        work = state.open_state(tmp_path / kind, loaded, plan, request, print)
+        found.append((work.samples, work.features_of["image"]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_folder_that_another_run_writes_to_is_refused(scans, tmp_path, tmp_path_factory, monkeypatch):

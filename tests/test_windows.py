@@ -160,12 +160,29 @@ def tasks_of(scans, size=448, image_size=448):
 def test_a_side_beyond_the_photograph_is_lowered(scans, monkeypatch):
     monkeypatch.setattr(making, "extent", lambda task: (100, 300, 120, 310))
     cut, notes = windowed(tasks_of(scans[:2]), 0.06)
-    assert not notes
+    assert notes == ["the window is 212 pixels wide: images at 224 instead of 448"]
     assert [task.frame.crop for task in cut] == [(94, 109, 212, 212)] * 2
     assert {task.image_size for task in cut} == {224}
     assert {task.frame.working_hw for task in cut} == {(round(448 * 212 / 400),) * 2}
     kept, _ = windowed(tasks_of(scans[:2], image_size=112), 0.06)
     assert {task.image_size for task in kept} == {112}
+
+
+@pytest.mark.parametrize(("patch", "lowered"), [(8, 256), (14, 266), (16, 256), (32, 256)])
+def test_a_lowered_side_is_a_multiple_of_the_patch(scans, monkeypatch, patch, lowered):
+    monkeypatch.setattr(making, "extent", lambda task: (100, 340, 120, 310))
+    cut, _ = windowed(tasks_of(scans[:2], image_size=518), 0.06, step=patch)
+    assert cut[0].frame.crop[2] == 255
+    assert {task.image_size for task in cut} == {lowered}
+
+
+def test_pictures_of_several_sizes_stay_whole(scans, monkeypatch):
+    monkeypatch.setattr(making, "extent", lambda task: (100, 300, 120, 310))
+    tasks = tasks_of(scans[:2])
+    tasks[1] = dataclasses.replace(tasks[1], frame=dataclasses.replace(tasks[1].frame, source_hw=(800, 800)))
+    kept, notes = windowed(tasks, 0.06)
+    assert kept == tasks
+    assert notes == ["pictures of several sizes: no window around the object"]
 
 
 def test_an_object_as_wide_as_the_picture_leaves_everything(scans, monkeypatch):

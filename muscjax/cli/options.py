@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,9 @@ def configured(
         chosen = configuration.from_toml(config)
     else:
         chosen = base if base is not None and not preset else configuration.preset(preset or "released")
+    if base is not None:  # the window of a store is that of its first scans, whatever preset is named again
+        kept = {"window": base.input.window, "window_side": base.input.window_side}
+        chosen = dataclasses.replace(chosen, input=dataclasses.replace(chosen.input, **kept))
     short = {
         "input.image_size": image_size,
         "input.map_size": map_size,

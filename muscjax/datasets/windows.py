@@ -12,14 +12,13 @@ from muscjax.datasets.making import Task
 from muscjax.errors import InputError
 from muscjax.preprocess import window
 
-_MULTIPLE = 16  # pixels, of image sides that are lowered: what most networks' patches divide or equal
-
 
 def windowed(
     tasks: Sequence[Task],
     margin: float,
     *,
     side: int | None = None,
+    step: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Task], list[str]]:
     """The same tasks with windows of one size as their frames' crops; as they are where that gains nothing.
@@ -29,7 +28,9 @@ def windowed(
     * Maps shrink with the window: their pixels, and the cloud's points, stay as far apart on the object as
       without it, so the cost of the points stays what it was.
     * The image keeps its side, and so shows the object larger at the same cost; but a side above the default
-      is lowered to the window's own: pixels that the photograph does not have are not paid for.
+      is lowered to the window's own, up to the next multiple of ``step``: pixels that the photograph does not
+      have are not paid for. A line says so.
+    * Pictures of several sizes stay whole: one window would zoom them differently. A line says that too.
 
     Raises:
       InputError: what is wrong with the first of the scans whose object cannot be looked for.
@@ -39,24 +40,29 @@ def windowed(
     with contextlib.closing(workers.spread(making.extent, tasks, processes=processes)) as looking:
         for done, (position, found) in enumerate(looking, start=1):
             extents[position] = found
-            progress(done, 2 * len(tasks))
+            progress(done, len(tasks))
     errors = [found for found in extents if isinstance(found, InputError)]
     if errors:
         more = f" (first of {len(errors)} problems)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}")
     known = [found for found in extents if not isinstance(found, InputError)]
+    wholes = [_whole(task) for task in tasks]
+    if side is None and len({min(whole) for whole in wholes}) > 1:
+        return list(tasks), ["pictures of several sizes: no window around the object"]
     side = window.common_side(known, margin) if side is None else side
     notes = [
         f"{making.about(task.scan)}: its object is {wide} pixels wide, the window {side}; the rest is cut off"
         for task, found in zip(tasks, known, strict=True)
         if (wide := window.common_side([found], 0.0)) > side
     ]
-    wholes = [_whole(task) for task in tasks]
     crops = [window.window(e, side, whole) for e, whole in zip(known, wholes, strict=True)]
     if any(crop is None for crop in crops):
         return list(tasks), []
     size = max(8, *(round(t.frame.working_hw[0] * side / min(w)) for t, w in zip(tasks, wholes, strict=True)))
-    return [_cut(task, crop, side, size) for task, crop in zip(tasks, crops, strict=True)], notes
+    native = -(-max(DEFAULT_IMAGE_SIZE, side) // step) * step
+    if any(task.image_size > native for task in tasks):
+        notes.append(f"the window is {side} pixels wide: images at {native} instead of {tasks[0].image_size}")
+    return [_cut(task, crop, native, size) for task, crop in zip(tasks, crops, strict=True)], notes
 
 
 def _whole(task: Task) -> tuple[int, int]:
@@ -65,7 +71,6 @@ def _whole(task: Task) -> tuple[int, int]:
     return top + task.frame.source_hw[0] + bottom, left + task.frame.source_hw[1] + right
 
 
-def _cut(task: Task, crop: window.Crop | None, side: int, size: int) -> Task:
-    native = max(DEFAULT_IMAGE_SIZE, -(-side // _MULTIPLE) * _MULTIPLE)
+def _cut(task: Task, crop: window.Crop | None, native: int, size: int) -> Task:
     frame = dataclasses.replace(task.frame, crop=crop, working_hw=(size, size))
     return dataclasses.replace(task, frame=frame, image_size=min(task.image_size, native))

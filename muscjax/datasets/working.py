@@ -180,7 +180,8 @@ def open_working(
     notes: list[str] = []
     if config.input.window == "object" and modality != "image":
         margin, side = config.input.window_margin, config.input.window_side
-        tasks, notes = windowed(tasks, margin, side=side, progress=progress)
+        step = config.input.image_step
+        tasks, notes = windowed(tasks, margin, side=side, step=step, progress=progress)
         size = tasks[0].frame.working_hw[0]
 
     def look(task: Task) -> tuple[Made, Prepared] | InputError | None:

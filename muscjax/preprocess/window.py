@@ -1,7 +1,7 @@
 """A square around the object of each scan, of one size for the whole set.
 
 A part that covers a sixth of the picture leaves five sixths of a network's patches to the background. Cut to
-the part, the same network with as many patches sees it about twice as large. One size for all scans, because
+the part, the same network with as many patches sees it larger. One size for all scans, because
 patches are compared between scans: what is zoomed differently looks different.
 
 NumPy only, so that processes without JAX can do it.

@@ -23,7 +23,8 @@ def told(kept: Kept, *, scans: bool = False) -> list[str]:
         if origin[side] is not None
     ]
     lines = [
-        f"{kept.folder}: {len(kept)} scans in {len(kept.parts)} parts, {size_on_disk(kept) / 1e6:.1f} MB",
+        f"{kept.folder}: {len(kept)} scans, {len(kept.parts)} "
+        f"{'part' if len(kept.parts) == 1 else 'parts'}, {size_on_disk(kept) / 1e6:.1f} MB",
         f"modality {origin['kind']}, backbones {', '.join(backbones)}, preset {config.preset}, "
         f"image size {config.input.image_size}, map size {origin['map_size']}",
         f"digest {kept.digest}",
