@@ -62,7 +62,8 @@ def _held(size: int, shapes: Sequence[tuple[int, int]]) -> int:
     return 4 * size * sum(m * c for m, c in shapes)
 
 
-def _tile_bytes(budget: int) -> int:
+def tile_bytes(budget: int) -> int:
+    """Of one distance block: what the caches of a CPU serve; elsewhere what there is room for."""
     return scoring.TILE_BYTES if jax.default_backend() == "cpu" else budget // 16
 
 
@@ -86,7 +87,7 @@ def plan_of(features: Features, config: Config) -> tuple[int, scoring.Plan]:
             size,
             tuple(m for m, _ in given),
             memory_budget=budget,
-            tile_bytes=_tile_bytes(budget),
+            tile_bytes=tile_bytes(budget),
         )
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None
@@ -148,7 +149,7 @@ def score(
     if plan is not None:
         statistics["mesh"] = mesh
     elif _held(size, shapes) > budget:
-        walk = streaming.walk_of(size, shapes, memory_budget=budget, tile_bytes=_tile_bytes(budget))
+        walk = streaming.walk_of(size, shapes, memory_budget=budget, tile_bytes=tile_bytes(budget))
     else:
         _, plan = plan_of(features, config)
     shape = None if features.image is None else (size, features.image.shape[2])

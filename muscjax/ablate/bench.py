@@ -24,6 +24,7 @@ from muscjax.config import Config
 from muscjax.console import Observer
 from muscjax.extract import (
     CLOUD_BATCH,
+    GROUP_FIELDS,
     Bound,
     batches_by_size,
     extract_images,
@@ -39,7 +40,6 @@ from muscjax.types import Array, Cloud, PointGroups
 
 T = TypeVar("T")
 _IMAGE_BATCH = 8
-_GROUP_FIELDS = ("centers", "center_index", "curvature", "pixel", "valid")
 
 
 class Memory:
@@ -251,7 +251,7 @@ def _fill_points(bench: Bench, config: Config) -> Store:
     groups = jax.eval_shape(functools.partial(ipg.group, config=config.ipg), clouds[0])
     tokens = jax.eval_shape(backbone, clouds[0], groups)
     fields = {"tokens": Field(tokens.shape)}
-    for name in _GROUP_FIELDS:
+    for name in GROUP_FIELDS:
         leaf = getattr(groups, name)
         fields[name] = Field(leaf.shape, str(leaf.dtype))  # pyright: ignore[reportArgumentType]
     identity = ["point tokens", backbone_identity(backbone), plain(config.ipg), store.package_version()]
@@ -271,7 +271,7 @@ def _fill_points(bench: Bench, config: Config) -> Store:
         found, _, groups = extract_points(
             [items[i] for i in ids], describe, config, group=group, pool=_as_they_are, progress=bench.observe
         )
-        arrays = {name: getattr(groups, name) for name in _GROUP_FIELDS}
+        arrays = {name: getattr(groups, name) for name in GROUP_FIELDS}
         store.write(opened, ids, {"tokens": np.moveaxis(found, 0, 1), **arrays})
     return opened
 
@@ -322,7 +322,7 @@ def point_part(bench: Bench, config: Config, pooling: Pooling) -> Part:
 
     def make() -> Part:
         tokens = column(opened, "tokens")
-        kept: dict[str, Any] = {name: column(opened, name)[:] for name in _GROUP_FIELDS}
+        kept: dict[str, Any] = {name: column(opened, name)[:] for name in GROUP_FIELDS}
         members: Any = np.zeros((*kept["valid"].shape, 0), np.int32)
         groups = PointGroups(indices=members, **kept)
         items: list[Any] = [

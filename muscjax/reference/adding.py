@@ -12,9 +12,10 @@ from muscjax import inputs, store
 from muscjax.config import Config
 from muscjax.console import Observer
 from muscjax.errors import InputError
+from muscjax.extract import GROUP_FIELDS
 from muscjax.inputs import Inputs, Plan
 from muscjax.reference import kept as keeping
-from muscjax.reference.kept import GROUP_FIELDS, Kept, open_kept
+from muscjax.reference.kept import Kept, open_kept
 from muscjax.reference.origin import compare_loaded, compare_request, contents_of, one_category, origin_of
 from muscjax.requests import Request
 from muscjax.store import Field

@@ -16,7 +16,7 @@ from jax import lax
 
 from muscjax import cae, geometry, maps, pipeline, rows, rscon
 from muscjax.config import Config
-from muscjax.distances import TILE_BYTES, Samples, min_distances, plan
+from muscjax.distances import Samples, min_distances, plan
 from muscjax.errors import InputError
 from muscjax.extract import SAMPLE_BUCKET, Progress, pad_samples, silent
 from muscjax.reference.kept import Frozen
@@ -155,8 +155,7 @@ def _sizes(queries: Features, r: int, config: Config) -> tuple[int, int, int]:
     budget, patches = config.run.memory_budget, tuple(x.shape[2] for x in given)
     padded = geometry.bucket_size(r, minimum=SAMPLE_BUCKET)
     try:
-        # On a CPU a distance block should fit its caches; elsewhere it may be as large as there is room.
-        tile_bytes = TILE_BYTES if jax.default_backend() == "cpu" else budget // 16
+        tile_bytes = pipeline.tile_bytes(budget)
         chosen = plan(padded, patches, memory_budget=budget, tile_bytes=tile_bytes)
     except ValueError as error:
         raise InputError(f"run.memory_budget: {error}") from None

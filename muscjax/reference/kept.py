@@ -30,7 +30,6 @@ from muscjax.texts import read_record
 
 MANIFEST = "reference.json"
 VERSION = 1
-GROUP_FIELDS = ("centers", "center_index", "curvature", "pixel", "valid")
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 
 

@@ -13,12 +13,13 @@ from muscjax import store
 from muscjax.colormap import heat_limits
 from muscjax.console import Observer
 from muscjax.decision import decide
+from muscjax.extract import GROUP_FIELDS
 from muscjax.geometry import bucket_size
 from muscjax.identity import package_version
 from muscjax.inputs import Inputs
 from muscjax.reference import kept as keeping
 from muscjax.reference.against import frozen_rescore, score_against
-from muscjax.reference.kept import GROUP_FIELDS, Frozen, Kept, Rows, open_kept, read_frozen
+from muscjax.reference.kept import Frozen, Kept, Rows, open_kept, read_frozen
 from muscjax.reference.origin import compare_loaded, config_of, contents_of
 from muscjax.results import Found
 from muscjax.streaming import Stage, Stages
