@@ -24,11 +24,20 @@ def as_operand(x: Array, precision: str) -> tuple[Array, lax.Precision]:
     raise ValueError(f"precision {precision!r}: expected float32, tf32 or bfloat16")
 
 
+def _channel_sums(x: Array) -> Array:
+    """Sums over the last axis, as a product with ones from the left.
+
+    XLA's CPU reduction of a minor axis is scalar, and its product with a vector on the right half as fast.
+    """
+    channels = x.shape[-1]
+    ones = jnp.ones((1, channels), x.dtype)
+    return jnp.matmul(ones, x.reshape(-1, channels).T, precision=lax.Precision.HIGHEST).reshape(x.shape[:-1])
+
+
 def _norms(operand: Array, valid: Array | None) -> Array:
-    """Squared norms. A product with ones: XLA's CPU reduction of a minor axis is scalar."""
+    """Squared norms of the operands, inf for patches that do not count."""
     wide = operand.astype(jnp.float32)
-    ones = jnp.ones(wide.shape[-1:], jnp.float32)
-    norms = jnp.matmul(wide * wide, ones, precision=lax.Precision.HIGHEST)
+    norms = _channel_sums(wide * wide)
     return norms if valid is None else jnp.where(valid, norms, jnp.inf)
 
 
@@ -139,10 +148,17 @@ def _first(flags: Array, axis: int) -> Array:
 def _refined(queries: Array, references: Array, least: Array, index: Array) -> Array:
     """(A, M, B) squared distances of the pairs (a, m) and (b, index[a, m, b]), computed directly.
 
-    All winners are gathered at once, (B, A, M, C): C / L times the product itself.
+    In a loop over the references, whose body is compiled the same wherever the places come from: what is
+    fused with a sum decides how it rounds. Of matrices, as the product is: with more axes XLA would copy both
+    sides once more.
     """
-    b, l, c = references.shape
+    (a, m, c), (b, l, _) = queries.shape, references.shape
+    ours, theirs = queries.reshape(a * m, c), references.reshape(b * l, c)
+
+    def against(winners: Array) -> Array:  # (A·M,) rows of theirs
+        difference = ours - theirs.at[winners].get(mode="promise_in_bounds")
+        return _channel_sums(difference * difference)
+
     winners = jnp.moveaxis(index, -1, 0) + l * jnp.arange(b, dtype=index.dtype)[:, None, None]
-    difference = queries[None] - references.reshape(b * l, c).at[winners].get(mode="promise_in_bounds")
-    exact = jnp.matmul(difference * difference, jnp.ones(c, jnp.float32), precision=lax.Precision.HIGHEST)
+    exact = lax.map(against, winners.reshape(b, a * m)).reshape(b, a, m)
     return jnp.where(jnp.isinf(least), jnp.inf, jnp.moveaxis(exact, 0, -1))

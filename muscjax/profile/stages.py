@@ -104,6 +104,7 @@ def stage_of(workload: workloads.Workload, *, precision: str = "float32", seed: 
 
 def _scoring(w: workloads.Scoring, config: Config, precision: str, seed: int) -> Stage:
     features = w.inputs(seed)["features"]
+    config = dataclasses.replace(config, scoring=dataclasses.replace(config.scoring, refine=w.refine))
     return Stage(
         w.name, functools.partial(score_set, tile=tile_of(features, config), config=config), (features,)
     )

@@ -37,6 +37,7 @@ class Scoring(Workload):
     n: int
     patches: int  # M
     channels: int  # C
+    refine: bool = False  # each winning pair computed again, directly
     stage: ClassVar[str] = "scoring"
 
     @property
