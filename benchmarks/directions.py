@@ -82,7 +82,7 @@ _PLACE = ("snamd.place_distance=1.5", "snamd.place_facing=0.9")
 
 DIRECTIONS = (
     Direction("window around the object", ("input.window=object",), ("input.window=whole",)),
-    Direction("patches every half side", ("network.overlap=true",), ("network.overlap=false",)),
+    Direction("patches every half side", ("network.overlap=full",), ("network.overlap=none",)),
     Direction("early depths", (_DEPTHS,), ("network.depths=[]",)),
     Direction("one token of all depths", ("network.join=true",), ("network.join=false",)),
     Direction("fewer references, X = 5 %", ("scoring.interval=0.05",), ("scoring.interval=0.3",)),

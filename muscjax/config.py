@@ -39,7 +39,9 @@ class NetworkConfig:
 
     depths: tuple[float, ...] = ()  # shares of the depth after which tokens are tapped; (): the network's own
     join: bool = False  # one token per patch, the mean of the tapped unit tokens, instead of a stage per tap
-    overlap: bool = False  # patches every half side: four passes, four times as many patches
+    # Patches every half side; full: four passes, four times as many patches; quincunx: every second one of
+    # these, as on the five of a die; auto: full beside points, quincunx for images alone.
+    overlap: Literal["none", "quincunx", "full", "auto"] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +103,10 @@ class CaeConfig:
 class MapConfig:
     neighbours: int = 3  # centres in the inverse-distance interpolation
     blur: Literal["uint8", "float", "none"] = "uint8"  # uint8: Pillow's GaussianBlur(4), exactly
-    cells: Literal["corners", "gaussian"] = "corners"  # 2D: bilinear with aligned corners, or a Gaussian
-    spread: float = 0.65  # its standard deviation in cells of the patch grid
+    # 2D: bilinear with aligned corners, or a Gaussian for each patch; bricks: for those of a quincunx, which
+    # sets it.
+    cells: Literal["corners", "gaussian", "bricks"] = "corners"
+    spread: float = 0.65  # its standard deviation in rows of the patch grid
     balance: Literal["none", "deviation"] = "none"  # both maps by their own spreads, squares added
 
 
@@ -199,7 +203,7 @@ def muscjax() -> Config:
     return Config(
         preset="muscjax",
         input=InputConfig(window="object"),
-        network=NetworkConfig(depths=(1 / 6, 0.25, 1 / 3, 5 / 12, 0.5), join=True, overlap=True),
+        network=NetworkConfig(depths=(1 / 6, 0.25, 1 / 3, 5 / 12, 0.5), join=True, overlap="auto"),
         ipg=GroupConfig(group_size=64, initial_size=64, expansion="none"),
         snamd=SnamdConfig(image=False, points=False, place_distance=1.5, place_facing=0.9),
         scoring=ScoringConfig(interval=0.05),

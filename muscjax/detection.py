@@ -40,8 +40,7 @@ def _map_batch(
         total = jnp.zeros(map_hw, jnp.float32)
         if image_scores is not None:
             assert grid_hw is not None
-            grid = image_scores.reshape(grid_hw)
-            total += maps.upsample_grid(grid, map_hw, weights=maps.axis_weights(config))
+            total += maps.upsample(image_scores.reshape(grid_hw), map_hw, config)
         if point_scores is not None:
             values = interpolate(
                 point_scores,

@@ -96,11 +96,10 @@ def _traceable(backbone: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("config", "grid_hw", "pool"))
 def _image_batch(
-    backbone: Any, images: Array, *, config: Any, grid_hw: tuple[int, int] | None, pool: Callable
+    backbone: Any, images: Array, *, config: Any, grid_hw: tuple[int, int], pool: Callable
 ) -> Array:
     tokens = backbone(images)  # (S, B, M, C)
     batch, m, c = tokens.shape[1:]
-    grid_hw = grid_hw or grid_of(m, (images.shape[1], images.shape[2]))
     pooled = each(lambda grid: pool(grid, config), tokens.reshape(-1, *grid_hw, c))
     pooled = pooled.reshape(-1, batch, *pooled.shape[1:])
     return jnp.moveaxis(pooled, 2, 1).reshape(-1, batch, m, c)  # levels of a stage become stages
@@ -131,6 +130,12 @@ def grid_of(m: int, image_hw: tuple[int, int]) -> tuple[int, int]:
     return pairs[int(np.argmin(oblong))]
 
 
+def patch_grid(backbone: Any, m: int, image_hw: tuple[int, int]) -> tuple[int, int]:
+    """What the backbone itself calls its grid over such an image, where it does; else ``grid_of``."""
+    own = getattr(backbone, "patch_grid", None)
+    return grid_of(m, image_hw) if own is None else own(image_hw)
+
+
 def extract_images(
     images: Sequence[Any] | Array,
     backbone: Callable[[Array], Array],
@@ -147,7 +152,7 @@ def extract_images(
         images: (N, H, W, 3) uint8 or float32 in [0, 1]; or anything with a length whose slices are such
             arrays, read one batch at a time.
         backbone: (B, H, W, 3) -> (S, B, M, C); a function, or a pytree that is callable.
-        grid_hw: the grid of the M patches; None: ``grid_of`` the image's shape.
+        grid_hw: the grid of the M patches; None: ``patch_grid`` of the image's shape.
         pool: the stage that ``snamd.pool_grid`` is.
         keep: makes the ``Sink`` that the features go to; only what it misses is computed.
 
@@ -155,12 +160,14 @@ def extract_images(
         (S, N, M, C) float32 on the host, or what the sink gives for it, and the levels per stage: every level
         is a stage of its own.
     """
-    backbone, total = _traceable(backbone), len(images)
-    first = np.asarray(images[0:1])
-    run = functools.partial(_image_batch, backbone, config=config.snamd, grid_hw=grid_hw, pool=pool)
+    total, first = len(images), np.asarray(images[0:1])
     one = jax.ShapeDtypeStruct((1, *first.shape[1:]), first.dtype)
+    stages, _, m, _ = jax.eval_shape(backbone, one).shape
+    grid_hw = grid_hw or patch_grid(backbone, m, (first.shape[1], first.shape[2]))
+    backbone = _traceable(backbone)
+    run = functools.partial(_image_batch, backbone, config=config.snamd, grid_hw=grid_hw, pool=pool)
     shape = jax.eval_shape(run, one).shape
-    levels = shape[0] // jax.eval_shape(backbone, one).shape[0]
+    levels = shape[0] // stages
     # A transformer block holds about four token-sized activations and the attention matrix; sixteen times
     # the tapped output bounds it from above for the networks of the paper.
     batch = int(np.clip(config.run.memory_budget // (64 * int(np.prod(shape))), 1, min(8, total)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from muscjax import datasets
-from muscjax.backbones import WEIGHT_FREE
+from muscjax.backbones import WEIGHT_FREE, overlap
 from muscjax.config import DEFAULT_IMAGE_SIZE, Config
 from muscjax.console import Observer
 from muscjax.datasets import Dataset, Kind, Prepared
@@ -67,6 +67,8 @@ def plan(request: Request, config: Config, *, fewest: int = 2) -> Plan:
     )
     kinds: list[Kind] = [_kind(dataset, request) for dataset in found]
     image_backbone = point_backbone = None
+    networks = () if request.image_backbone == WEIGHT_FREE["image"] else kinds
+    config = overlap.resolved(config, [kind for kind in networks if kind != "points"])
     if any(kind != "points" for kind in kinds):
         image_backbone = load_image_backbone(request.image_backbone, config)
     if any(kind != "image" for kind in kinds):
@@ -95,7 +97,7 @@ def load_image_backbone(name: str, config: Config) -> Callable:
         from muscjax.extract import Bound
 
         return Bound(texture.describe, config.texture)
-    from muscjax.backbones import overlap, registry
+    from muscjax.backbones import registry
 
     network = registry.load_image_backbone(name, image_size=config.input.image_size)
     return overlap.configured(network, config.network)

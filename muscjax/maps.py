@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -60,10 +60,48 @@ def gaussian_weights(size: int, n: int, *, spread: float) -> np.ndarray:
 
     spread: standard deviation, cells; beyond four of them and half a cell a cell counts nothing.
     """
+    weights = _bells(size, n, spread, 0.5)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _bells(size: int, n: int, spread: float, beyond: float) -> np.ndarray:
+    """(size, n) float64, Gaussians of height 1; 0 beyond four deviations and ``beyond`` cells.
+
+    Pixels outside of the outermost middles count as lying on them.
+    """
     middle = (np.arange(size) + 0.5) * (n / size) - 0.5
     away = (np.clip(middle, 0, n - 1)[:, None] - np.arange(n)[None]) / spread
-    weights = np.where(np.abs(away) <= _REACH + 0.5 / spread, np.exp(-0.5 * away**2), 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.where(np.abs(away) <= _REACH + beyond / spread, np.exp(-0.5 * away**2), 0)
+
+
+def _brick_bells(hw: tuple[int, int], grid_hw: tuple[int, int], spread: float) -> Any:
+    """Of a quincunx' even and odd rows of cells: (H, h / 2) and (W, w) bells, float64.
+
+    The middles of all patches lie on a grid with twice as many columns, and every second of its places is
+    taken: the nearest one of a pixel may be a row further than on a full grid.
+    """
+    rows, columns = (
+        _bells(size, n, spread, 1.5) for size, n in zip(hw, (grid_hw[0], 2 * grid_hw[1]), strict=True)
+    )
+    return [(rows[:, odd::2], columns[:, odd::2]) for odd in (0, 1)]
+
+
+@jax.named_scope("maps.upsample_bricks")
+def upsample_bricks(grid: Array, hw: tuple[int, int], *, spread: float) -> Array:
+    """A Gaussian around the middle of each patch of ``overlap.quincunx``: (h, w) float32 to (H, W).
+
+    Even rows of the grid lie half a cell to the left of odd ones. Each pixel's weights add up to 1.
+
+    spread: standard deviation, rows of the grid.
+    """
+    chex.assert_rank(grid, 2)
+    halves = _brick_bells(hw, (grid.shape[0], grid.shape[1]), spread)
+    total = sum(np.outer(rows.sum(axis=1), columns.sum(axis=1)) for rows, columns in halves)
+    spread_out = [
+        _apply_axes(jnp.asarray(grid)[odd::2], rows.astype(np.float32), columns.astype(np.float32))
+        for odd, (rows, columns) in enumerate(halves)
+    ]
+    return (spread_out[0] + spread_out[1]) / jnp.asarray(total, jnp.float32)
 
 
 @jax.named_scope("maps.upsample_grid")
@@ -79,6 +117,28 @@ def upsample_grid(grid: Array, hw: tuple[int, int], *, weights: Callable = corne
     chex.assert_rank(grid, 2)
     rows, columns = (weights(size, n) for size, n in zip(hw, grid.shape, strict=True))
     return _apply_axes(jnp.asarray(grid), rows, columns)
+
+
+def upsample(grid: Array, hw: tuple[int, int], config: MapConfig) -> Array:
+    """(h, w) float32 to (H, W) by the configuration's ``cells``."""
+    if config.cells == "bricks":
+        return upsample_bricks(grid, hw, spread=config.spread)
+    return upsample_grid(grid, hw, weights=axis_weights(config))
+
+
+def cell_shares(
+    config: MapConfig, hw: tuple[int, int], grid_hw: tuple[int, int], at: tuple[int, int]
+) -> np.ndarray:
+    """(h·w,) float32: the share of each cell in the pixel ``at`` (row, column) of ``upsample``."""
+    if config.cells != "bricks":
+        rows, columns = (
+            axis_weights(config)(size, n)[place] for size, n, place in zip(hw, grid_hw, at, strict=True)
+        )
+        return np.outer(rows, columns).ravel()
+    shares = np.zeros(grid_hw)
+    for odd, (rows, columns) in enumerate(_brick_bells(hw, grid_hw, config.spread)):
+        shares[odd::2] = np.outer(rows[at[0]], columns[at[1]])
+    return (shares / shares.sum()).astype(np.float32).ravel()
 
 
 def axis_weights(config: MapConfig) -> Callable[[int, int], np.ndarray]:

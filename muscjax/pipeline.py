@@ -29,9 +29,9 @@ from muscjax.extract import (
     check_scans,
     extract_images,
     extract_points,
-    grid_of,
     map_size_of,
     pad_samples,
+    patch_grid,
     silent,
 )
 from muscjax.stages import measure_stage, score_stage
@@ -288,7 +288,7 @@ def extract(
         image, image_levels = extract_images(
             images, image_backbone, config, pool=pool_grid, keep=keep, progress=progress
         )
-        grid_hw = grid_of(image.shape[2], np.shape(images[0:1])[1:3])
+        grid_hw = patch_grid(image_backbone, image.shape[2], np.shape(images[0:1])[1:3])
     if clouds is not None and point_backbone is not None:
         points, point_levels, groups = extract_points(
             clouds, point_backbone, config, group=group, pool=pool_groups, keep=keep, progress=progress

@@ -88,6 +88,48 @@ def test_weights_by_configuration():
     np.testing.assert_array_equal(given_weights, SPREAD(20, 7))
 
 
+# --- the bricks of a quincunx -----------------------------------------------------------------------------
+
+
+@EITHER_WAY
+@pytest.mark.parametrize(("shape", "hw"), [((4, 3), (17, 11)), ((8, 4), (64, 64)), ((6, 2), (5, 3))])
+@pytest.mark.parametrize("spread", [0.1, 0.65, 2.0])
+def test_bricks_against_loops(compiled, shape, hw, spread):
+    grid = np.random.default_rng(4).random(shape).astype(np.float32)
+    spread_out = functools.partial(maps.upsample_bricks, hw=hw, spread=spread)
+    found = (jax.jit(spread_out) if compiled else spread_out)(grid)
+    np.testing.assert_allclose(found, reference.brick_grid(grid, hw, spread), atol=1e-5, rtol=0)
+
+
+def test_a_brick_alone_is_highest_at_its_patch():
+    for row, left in ((2, 0.0), (3, 0.5)):  # odd rows lie half a cell further right
+        grid = np.zeros((8, 4), np.float32)
+        grid[row, 1] = 1
+        found = np.asarray(maps.upsample_bricks(grid, (64, 64), spread=0.65))
+        peak = np.argwhere(found > 0.999 * found.max())
+        middle = [(row + 0.5) * 8 - 0.5, (1 + left) * 16 + 4 - 0.5]
+        np.testing.assert_allclose(peak.mean(axis=0), middle, atol=0.6)
+
+
+def test_equal_bricks_give_a_flat_map():
+    flat = maps.upsample_bricks(np.full((6, 3), 0.25, np.float32), (30, 31), spread=0.3)
+    np.testing.assert_allclose(flat, 0.25, rtol=1e-6)
+
+
+@given(SEEDS)
+def test_the_shares_of_a_pixel_make_its_value(seed):
+    rng = np.random.default_rng(seed)
+    grid = rng.random((2 * int(rng.integers(1, 5)), int(rng.integers(1, 6)))).astype(np.float32)
+    hw = int(rng.integers(1, 30)), int(rng.integers(1, 30))
+    at = int(rng.integers(hw[0])), int(rng.integers(hw[1]))
+    for cells in ("corners", "gaussian", "bricks"):
+        config = MapConfig(cells=cells, spread=float(rng.uniform(0.1, 3)))
+        shares = maps.cell_shares(config, hw, grid.shape, at)
+        assert shares.shape == (grid.size,)
+        expected = np.asarray(maps.upsample(grid, hw, config))[at]
+        np.testing.assert_allclose(shares @ grid.ravel(), expected, atol=1e-5)
+
+
 # --- bilinear ---------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from muscjax import config
+import muscjax
+from muscjax import config, extract
 from muscjax.backbones import network, overlap, vit
 
 EITHER_WAY = pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
@@ -52,6 +53,21 @@ def test_tokens_against_loops(compiled, patch_size):
     np.testing.assert_allclose(found, by_loops(images, patch_size), atol=1e-6)
 
 
+@EITHER_WAY
+@pytest.mark.parametrize("patch_size", [4, 6])
+def test_a_quincunx_is_every_second_patch(compiled, patch_size):
+    images = np.random.default_rng(5).random((2, 2 * patch_size, 3 * patch_size, 3)).astype(np.float32)
+    run = functools.partial(
+        overlap.quincunx, functools.partial(means, patch_size=patch_size), patch_size=patch_size
+    )
+    found = np.asarray((jax.jit(run) if compiled else run)(images))
+    assert found.shape == (2, 2, 12, 3)
+    every = by_loops(images, patch_size).reshape(2, 2, 4, 6, 3)
+    grid = found.reshape(2, 2, 4, 3, 3)
+    np.testing.assert_allclose(grid[:, :, 0::2], every[:, :, 0::2, 0::2], atol=1e-6)
+    np.testing.assert_allclose(grid[:, :, 1::2], every[:, :, 1::2, 1::2], atol=1e-6)
+
+
 def test_a_shifted_picture_gives_shifted_tokens():
     images = np.random.default_rng(1).random((1, 16, 16, 3)).astype(np.float32)
     run = functools.partial(overlap.overlapping, functools.partial(means, patch_size=4), patch_size=4)
@@ -87,7 +103,7 @@ def test_depths_are_shares_of_the_network(backbone):
 
 
 def test_a_network_used_densely(backbone):
-    dense = overlap.configured(backbone, config.NetworkConfig(depths=(1 / 3, 1.0), join=True, overlap=True))
+    dense = overlap.configured(backbone, config.NetworkConfig(depths=(1 / 3, 1.0), join=True, overlap="full"))
     images = np.random.default_rng(3).integers(0, 255, (2, 16, 16, 3), np.uint8)
     tokens = jax.jit(lambda b, x: b(x))(dense, images)  # its parameters are traced
     assert tokens.shape == (1, 2, 64, 8)
@@ -99,3 +115,50 @@ def test_a_network_used_densely(backbone):
     np.testing.assert_allclose(
         np.asarray(tokens).reshape(2, 8, 8, 8)[:, 1::2, 1::2].reshape(1, 2, 16, 8), alone, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("form", "grid"), [("none", (4, 4)), ("quincunx", (8, 4)), ("full", (8, 8))])
+def test_the_network_knows_its_grid(backbone, form, grid):
+    dense = overlap.configured(backbone, config.NetworkConfig(join=True, overlap=form))
+    assert dense.patch_grid((16, 16)) == grid
+    assert extract.patch_grid(dense, grid[0] * grid[1], (16, 16)) == grid
+    tokens = dense(np.random.default_rng(6).integers(0, 255, (1, 16, 16, 3), np.uint8))
+    assert tokens.shape == (1, 1, grid[0] * grid[1], 8)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "form", "cells"),
+    [
+        (("image",), "quincunx", "bricks"),
+        (("both",), "full", "gaussian"),
+        (("image", "both"), "full", "gaussian"),
+        ((), "none", "gaussian"),
+    ],
+)
+def test_auto_is_fine_beside_points_and_a_quincunx_alone(kinds, form, cells):
+    found = overlap.resolved(config.muscjax(), kinds)
+    assert (found.network.overlap, found.maps.cells) == (form, cells)
+
+
+def test_what_was_asked_for_stays(backbone):
+    full = config.override(config.muscjax(), "network.overlap=full")
+    assert overlap.resolved(full, ["image"]) == full
+    for preset in (config.released(), config.paper()):
+        assert overlap.resolved(preset, ["image"]) == preset
+
+
+def test_detection_with_a_quincunx():
+    """One score for each of its patches, and a spot lights up where it lies."""
+    rng = np.random.default_rng(7)
+    images = np.repeat(rng.integers(90, 110, (1, 16, 16, 3), np.uint8), 6, axis=0)
+    images[3, 9:13, 3:7] = 255
+    settings = overlap.resolved(config.muscjax(), ["image"])
+    colours = functools.partial(means, patch_size=4)
+    dense = overlap.Overlapping(colours, 4, 16, join=False, overlap="quincunx")
+    found = muscjax.detect(images, image_backbone=dense, config=settings)
+    assert found.patch_scores.image.shape == (6, 32)
+    high = np.asarray(found.anomaly_map)
+    assert high.reshape(6, -1).max(axis=1).argmax() == 3
+    y, x = np.unravel_index(high[3].argmax(), high[3].shape)
+    assert abs(y - 10.5) <= 2
+    assert abs(x - 4.5) <= 2

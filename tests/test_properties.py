@@ -28,7 +28,7 @@ DISTANCE = 4 * np.finfo(np.float32).eps * 2 * 25
 
 def preset(name: str, *changes: str) -> config.Config:
     sizes = ("ipg.groups=16", "ipg.group_size=8", "ipg.initial_size=5")
-    return config.override(config.PRESETS[name](), "network.overlap=false", *sizes, *changes)
+    return config.override(config.PRESETS[name](), "network.overlap=none", *sizes, *changes)
 
 
 def features(seed: int, n: int = N) -> tuple[Features, PointGroups]:

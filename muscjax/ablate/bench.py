@@ -29,7 +29,7 @@ from muscjax.extract import (
     batches_by_size,
     extract_images,
     extract_points,
-    grid_of,
+    patch_grid,
     stack,
 )
 from muscjax.identity import backbone_identity, content_digest, digest
@@ -91,7 +91,8 @@ class Bench:
         if self.inputs.images is None:
             return None
         shape = np.shape(self.inputs.images[0:1])[1:3]
-        return grid_of(image_tokens(self, "MuSc-V2").fields["tokens"].shape[1], (shape[0], shape[1]))
+        tokens = image_tokens(self, "MuSc-V2").fields["tokens"]
+        return patch_grid(self.plan.image_backbone, tokens.shape[1], (shape[0], shape[1]))
 
 
 def open_bench(inputs: Inputs, plan: Plan, folder: Path, observe: Observer) -> Bench:

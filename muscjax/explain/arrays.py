@@ -118,12 +118,7 @@ def _contributions(
     cell_scores = group_scores = weights
     if scores.image is not None:
         assert extracted.grid_hw is not None
-        axis_weights = maps.axis_weights(config.maps)
-        shares = [
-            axis_weights(side, n)[at]
-            for side, n, at in zip(extracted.map_hw, extracted.grid_hw, (y, x), strict=True)
-        ]
-        share = (shares[0][:, None] * shares[1][None, :]).reshape(-1)
+        share = maps.cell_shares(config.maps, extracted.map_hw, extracted.grid_hw, (y, x))
         cells = np.flatnonzero(share).astype(np.int32)
         weights, cell_scores = share[cells], np.asarray(scores.image[sample])[cells]
         image = float(np.sum(weights * cell_scores))

@@ -28,7 +28,10 @@ def upsample_grid(grid, hw):
 
 
 def gaussian_grid(grid, hw, spread):
-    """Each pixel the mean of all cells' values, weighted by a Gaussian of the way to the cell's middle."""
+    """Each pixel the mean of all cells' values, weighted by a Gaussian of the way to the cell's middle.
+
+    A cell that holds NaN is not there.
+    """
     grid = np.asarray(grid, np.float64)
     out = np.empty(hw)
     for i in range(hw[0]):
@@ -36,6 +39,8 @@ def gaussian_grid(grid, hw, spread):
             total = weights = 0.0
             for a in range(grid.shape[0]):
                 for b in range(grid.shape[1]):
+                    if np.isnan(grid[a, b]):
+                        continue
                     away = []
                     for at, size, n, cell in ((i, hw[0], grid.shape[0], a), (j, hw[1], grid.shape[1], b)):
                         middle = min(max((at + 0.5) * n / size - 0.5, 0.0), n - 1.0)
@@ -45,6 +50,14 @@ def gaussian_grid(grid, hw, spread):
                     weights += weight
             out[i, j] = total / weights
     return out
+
+
+def brick_grid(grid, hw, spread):
+    """A quincunx: even rows hold the even places of twice as many columns, odd rows the odd ones."""
+    every = np.full((grid.shape[0], 2 * grid.shape[1]), np.nan)
+    every[0::2, 0::2] = grid[0::2]
+    every[1::2, 1::2] = grid[1::2]
+    return gaussian_grid(every, hw, spread)
 
 
 def interpolate_points(scores, centers, centers_valid, points, valid, neighbours=3):
