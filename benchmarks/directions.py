@@ -87,7 +87,7 @@ DIRECTIONS = (
     Direction("one token of all depths", ("network.join=true",), ("network.join=false",)),
     Direction("fewer references, X = 5 %", ("scoring.interval=0.05",), ("scoring.interval=0.3",)),
     Direction("a Gaussian for each patch", ("maps.cells=gaussian",), ("maps.cells=corners",)),
-    Direction("balance of the modalities", ("maps.balance=deviation",), ("maps.balance=none",)),
+    Direction("balance of the modalities", ("maps.balance=calm",), ("maps.balance=none",)),
     Direction("place on the object (3D)", _PLACE, ("snamd.place_distance=0", "snamd.place_facing=0")),
     Direction("no SNAMD of points", ("snamd.points=false",), ("snamd.points=true",)),
     Direction("groups of 64 neighbours, no IPG", _GROUPS, _OLD_GROUPS),

@@ -2,8 +2,10 @@
 
 Distances between image tokens and between point descriptors have nothing in common but their unit norm; in
 the released sum the image's are several times as large, and whether the points count at all hangs on the
-descriptor. Here the unit of each is the usual spread of its scores on the object: the median over the set of
-their distances from their median, which outliers, the defects among them, do not move.
+descriptor. Here the unit of each is what its calm scans reach: how far the highest score on the object
+exceeds the median score, of the scan that nine of ten exceed. A modality whose normal scores have long tails,
+such as points at the edges of a part, thereby raises no more false alarms than the other; a unit of the
+scores' usual spread would let it drown the other one. Up to nine of ten scans may be defective.
 
 What exceeds the median is joined as independent evidence is, by the root of the sum of squares: a defect that
 only one modality sees stands out as it does there, and is not drowned in the other's noise as in a sum.
@@ -20,12 +22,14 @@ import numpy as np
 from muscjax import maps
 from muscjax.types import Array, PointGroups
 
+_CALM = 0.1  # share of the scans whose highest score lies below what counts as calm
+
 
 class Units(NamedTuple):
     """What is usual on the object, of the image and of the points."""
 
-    centre: tuple[np.float32, np.float32]
-    spread: tuple[np.float32, np.float32]  # median absolute deviation; 1 where scores are mostly equal
+    centre: tuple[np.float32, np.float32]  # the median score
+    reach: tuple[np.float32, np.float32]  # of a calm scan's highest score above it; 1 where all are equal
 
 
 def units(
@@ -50,28 +54,30 @@ def units(
     scans = np.broadcast_to(np.arange(len(valid))[:, None], valid.shape)
     held = np.zeros(image.shape, bool)
     held[scans[valid], patch[valid]] = True
-    sides = [_usual(image[held]), _usual(points[valid])]
+    sides = [_usual(image, held), _usual(points, valid)]
     return Units((sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]))
 
 
-def _usual(scores: np.ndarray) -> tuple[np.float32, np.float32]:
-    if not scores.size:
+def _usual(scores: np.ndarray, counted: np.ndarray) -> tuple[np.float32, np.float32]:
+    """Median of the scores that count, (N, M) each, and the reach of the calm scans."""
+    if not counted.any():
         return np.float32(0), np.float32(1)
-    centre = np.median(scores)
-    spread = np.median(np.abs(scores - centre))
-    return np.float32(centre), np.float32(spread if spread > 0 else 1)
+    centre = np.median(scores[counted])
+    highest = np.where(counted, scores, -np.inf).max(axis=1)[counted.any(axis=1)]
+    reach = np.quantile(highest, _CALM) - centre
+    return np.float32(centre), np.float32(reach if reach > 0 else 1)
 
 
-def excess(map: Array, centre: Array | np.float32, spread: Array | np.float32) -> Array:
-    """By how many spreads a map exceeds what is usual; 0 where it does not: (H, W) float32 to the same."""
-    return jnp.maximum((map - centre) / spread, 0)
+def excess(map: Array, centre: Array | np.float32, reach: Array | np.float32) -> Array:
+    """By how many reaches a map exceeds what is usual; 0 where it does not: (H, W) float32 to the same."""
+    return jnp.maximum((map - centre) / reach, 0)
 
 
 @jax.named_scope("balance.join")
 def join(image: Array, points: Array, units: Units) -> Array:
     """The root of the sum of both maps' squared ``excess``: (H, W) float32 each to (H, W)."""
     sides = [
-        excess(map, centre, spread)
-        for map, centre, spread in zip((image, points), units.centre, units.spread, strict=True)
+        excess(map, centre, reach)
+        for map, centre, reach in zip((image, points), units.centre, units.reach, strict=True)
     ]
     return jnp.sqrt(sides[0] * sides[0] + sides[1] * sides[1])

@@ -107,7 +107,7 @@ class MapConfig:
     # sets it.
     cells: Literal["corners", "gaussian", "bricks"] = "corners"
     spread: float = 0.65  # its standard deviation in rows of the patch grid
-    balance: Literal["none", "deviation"] = "none"  # both maps by their own spreads, squares added
+    balance: Literal["none", "calm"] = "none"  # both maps by what calm scans reach, squares added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,7 @@ def muscjax() -> Config:
         snamd=SnamdConfig(image=False, points=False, place_distance=1.5, place_facing=0.9),
         scoring=ScoringConfig(interval=0.05),
         cae=CaeConfig(enabled=False),
-        maps=MapConfig(blur="float", cells="gaussian", balance="deviation"),
+        maps=MapConfig(blur="float", cells="gaussian", balance="calm"),
         rscon=RsconConfig(enabled=False),
     )
 

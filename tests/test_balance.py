@@ -33,18 +33,26 @@ def scored():
 
 
 def by_loops(image, points, groups):
-    """Of the patches that hold a group and of the groups: the median, and the median distance from it."""
-    held, there = [], []
+    """Of the patches that hold a group and of the groups: the median, and a calm scan's highest above it."""
+    held, there, highest = [], [], ([], [])
     for i in range(len(image)):
         patches = set()
+        counted = len(there)
         for g in range(points.shape[1]):
             if groups.valid[i, g]:
                 row, column = divmod(int(groups.pixel[i, g]), MAP[1])
                 patches.add((row * GRID[0] // MAP[0]) * GRID[1] + column * GRID[1] // MAP[1])
                 there.append(float(points[i, g]))
         held += [float(image[i, p]) for p in patches]
+        highest[0].append(max(float(image[i, p]) for p in patches))
+        highest[1].append(max(there[counted:]))
     centre = [np.median(values) for values in (held, there)]
-    return centre, [np.median([abs(v - c) for v in x]) for x, c in zip((held, there), centre, strict=True)]
+    reach = []
+    for values, middle in zip(highest, centre, strict=True):
+        at = 0.1 * (len(values) - 1)  # linear between the two ranks around it
+        low, high = sorted(values)[int(at)], sorted(values)[int(at) + 1]
+        reach.append(low + (at - int(at)) * (high - low) - middle)
+    return centre, reach
 
 
 def units(image, points, groups):
@@ -62,8 +70,8 @@ def test_join_against_loops(compiled, scored):
     image, points = rng.random((5, 6)).astype(np.float32), 5 * rng.random((5, 6)).astype(np.float32)
     expected = np.zeros((5, 6))
     for at in np.ndindex(5, 6):
-        for map_, centre, spread in zip((image, points), *found, strict=True):
-            expected[at] += max((float(map_[at]) - float(centre)) / float(spread), 0.0) ** 2
+        for map_, centre, reach in zip((image, points), *found, strict=True):
+            expected[at] += max((float(map_[at]) - float(centre)) / float(reach), 0.0) ** 2
     join = jax.jit(balance.join) if compiled else balance.join
     np.testing.assert_allclose(join(image, points, found), np.sqrt(expected), rtol=1e-5)
 
@@ -89,9 +97,34 @@ def test_the_background_and_what_is_no_group_have_no_say(scored):
     assert units(image, changed, groups) == units(image, points, groups)
 
 
+def test_defects_in_eight_of_ten_scans_do_not_move_the_reach():
+    rng = np.random.default_rng(6)
+    groups = groups_of(rng.integers(0, 72, (20, 40)), np.ones((20, 40), bool))
+    image = rng.random((20, 6)).astype(np.float32)
+    points = rng.random((20, 40)).astype(np.float32)
+    calm = units(image, points, groups)
+    order = np.argsort(points.max(axis=1))
+    points[order[4:], 7] = 50
+    assert units(image, points, groups).reach[1] == pytest.approx(calm.reach[1], rel=0.1)
+
+
+def test_long_tails_of_one_modality_do_not_drown_the_other():
+    """Points of normal scans vary little, but for a few at the edges; a defect of colour still comes first."""
+    rng = np.random.default_rng(7)
+    groups = groups_of(np.tile(rng.permutation(72)[:60], (12, 1)), np.ones((12, 60), bool))
+    image = rng.normal(1, 0.1, (12, 6)).astype(np.float32)
+    points = rng.normal(1, 0.01, (12, 60)).astype(np.float32)
+    points[:, :3] += rng.uniform(0.1, 0.15, (12, 3)).astype(np.float32)  # ten spreads above the median
+    image[0, 2] = 1.8  # a colour defect of twice what normal patches reach
+    usual = units(image, points, groups)
+    defect = balance.join(jnp.asarray(image[:1, 2:3]), jnp.ones((1, 1)), usual)
+    edges = balance.join(jnp.ones((12, 3)), jnp.asarray(points[:, :3]), usual)
+    assert float(defect[0, 0]) > 1.5 * float(edges.max())
+
+
 def test_equal_scores_are_not_divided_by_zero(scored):
     image, points, groups = scored
-    assert units(np.ones_like(image), points, groups).spread[0] == 1
+    assert units(np.ones_like(image), points, groups).reach[0] == 1
     nothing = groups_of(groups.pixel, np.zeros_like(groups.valid))
     assert units(image, points, nothing) == balance.Units((0, 0), (1, 1))
 
@@ -101,6 +134,6 @@ def test_a_map_of_images_alone_is_as_it_was():
     patches = PatchScores(scores, None, np.ones((3, 2), np.float32))
     maps = [
         pipeline.finish(patches, None, None, config, grid_hw=GRID, map_hw=MAP).anomaly_map
-        for config in (released(), override(released(), "maps.balance=deviation"))
+        for config in (released(), override(released(), "maps.balance=calm"))
     ]
     np.testing.assert_array_equal(*maps)

@@ -98,7 +98,7 @@ def test_contributions_add_up_to_the_map(case):
         else:  # the image's share of the value is its squared excess over what is usual
             shape = {"grid_hw": found.grid_hw, "map_hw": found.map_hw}
             usual = units_of(detection.patch_scores, found.groups, settings, **shape)
-            excess = max(0, image - usual.centre[0]) / usual.spread[0]
+            excess = max(0, image - usual.centre[0]) / usual.reach[0]
             assert abs(excess**2 - c.image * c.value) <= 1e-4 * max(1, c.value**2)
 
 

@@ -179,7 +179,7 @@ SMALL = [
     "--set",
     "scoring.refine=true",
     "--set",
-    "maps.balance=deviation",
+    "maps.balance=calm",
 ]
 for _field in ("groups=16", "group_size=8", "initial_size=5", "expansion=none"):
     SMALL += ["--set", f"ipg.{_field}"]

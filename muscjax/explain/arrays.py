@@ -150,7 +150,7 @@ def _shares(
     """
     both = zip((image, points, blurred), (0, 1, 1), strict=True)
     own, sharp, soft = (
-        float(balance.excess(jnp.float32(x), units.centre[k], units.spread[k])) for x, k in both
+        float(balance.excess(jnp.float32(x), units.centre[k], units.reach[k])) for x, k in both
     )
     if value <= 0:
         return 0.0, 0.0, 0.0
