@@ -78,11 +78,13 @@ def placed(tokens: np.ndarray, weight: float = 0.4) -> np.ndarray:
 _DEPTHS = "network.depths=[0.16667, 0.25, 0.33333, 0.41667, 0.5]"
 _GROUPS = ("ipg.expansion=none", "ipg.initial_size=64", "ipg.group_size=64")
 _OLD_GROUPS = ("ipg.expansion=released", "ipg.group_size=128", "ipg.initial_size=80")
+_QUINCUNX = "network.overlap=quincunx"
 _PLACE = ("snamd.place_distance=1.5", "snamd.place_facing=0.9")
 
 DIRECTIONS = (
     Direction("window around the object", ("input.window=object",), ("input.window=whole",)),
     Direction("patches every half side", ("network.overlap=full",), ("network.overlap=none",)),
+    Direction("every second of them only", (_QUINCUNX,), (_QUINCUNX,), kept=False),
     Direction("early depths", (_DEPTHS,), ("network.depths=[]",)),
     Direction("one token of all depths", ("network.join=true",), ("network.join=false",)),
     Direction("fewer references, X = 5 %", ("scoring.interval=0.05",), ("scoring.interval=0.3",)),
@@ -153,7 +155,10 @@ class Bench:
         """All scans scored by all others."""
         wanted = ("image", "points") if kind == "both" else (kind,)
         sides = [self.side(config, kind, used) for used in wanted]
-        settings = dataclasses.replace(config, input=sides[0][1].input)
+        loaded = sides[0][1]
+        cells = "bricks" if loaded.network.overlap == "quincunx" else config.maps.cells
+        drawn = dataclasses.replace(config.maps, cells=cells)
+        settings = dataclasses.replace(config, input=loaded.input, network=loaded.network, maps=drawn)
         image = sides[0][0].features.image if kind != "points" else None
         if tokens is not None and image is not None:
             image = tokens(np.asarray(image))

@@ -28,7 +28,9 @@ class InputConfig:
     )
     image_step: int = 16  # sides that a window lowers are multiples of it; a network sets its patch here
     map_size: int | None = None  # H = W of XYZ, masks and maps; None: image_size, at most the XYZ's own side
-    window: Literal["whole", "object"] = "whole"  # object: each scan is cut to a square around its object
+    # object: each scan is cut to a square around its object, found by depth, or by the plain backdrop of its
+    # photograph where images are used alone; sets without such a backdrop stay whole.
+    window: Literal["whole", "object"] = "whole"
     window_margin: float = 0.06  # how much wider that square is than the widest object of the set
     window_side: int | None = None  # of that square in the scans' own pixels; None: from the set
 

@@ -165,7 +165,7 @@ def _check_whole(kind: Kind, config: Config) -> None:
             f"--distributed: found maps.balance {config.maps.balance!r}, whose units are those of the whole "
             "set; set maps.balance=none"
         )
-    if kind != "image" and config.input.window != "whole" and config.input.window_side is None:
+    if config.input.window != "whole" and config.input.window_side is None:
         raise InputError(
             "--distributed: found input.window 'object', whose side is that of the whole set; "
             "set input.window=whole, or input.window_side"

@@ -365,6 +365,13 @@ def to_source(map: Array, frame: Frame) -> Array:
     y, x, h, w = frame.crop or (0, 0, *padded_hw)
     if min(y, x) < 0 or min(h, w) < 1 or y + h > padded_hw[0] or x + w > padded_hw[1]:
         raise InputError(f"frame.crop: found {frame.crop}, expected a part of the padded source {padded_hw}")
-    cut = jax.image.resize(map, (h, w), "linear", precision=_HIGHEST)
-    whole = jnp.pad(cut, ((y, padded_hw[0] - y - h), (x, padded_hw[1] - x - w)))
+    corner = jnp.asarray((y, x), jnp.int32)
+    whole = _placed(map, corner, hw=(h, w), canvas_hw=padded_hw)
     return whole[top : top + height, left : left + width]
+
+
+@functools.partial(jax.jit, static_argnames=("hw", "canvas_hw"))
+def _placed(map: Array, corner: Array, *, hw: tuple[int, int], canvas_hw: tuple[int, int]) -> Array:
+    """The map at size ``hw`` on an empty canvas; one program wherever the windows of a set lie."""
+    cut = jax.image.resize(map, hw, "linear", precision=_HIGHEST)
+    return jax.lax.dynamic_update_slice(jnp.zeros(canvas_hw, cut.dtype), cut, corner)

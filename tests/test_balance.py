@@ -109,7 +109,7 @@ def test_defects_in_eight_of_ten_scans_do_not_move_the_reach():
 
 
 def test_long_tails_of_one_modality_do_not_drown_the_other():
-    """Points of normal scans vary little, but for a few at the edges; a defect of colour still comes first."""
+    """Points of normal scans vary little, but at edges; a defect of colour still comes first."""
     rng = np.random.default_rng(7)
     groups = groups_of(np.tile(rng.permutation(72)[:60], (12, 1)), np.ones((12, 60), bool))
     image = rng.normal(1, 0.1, (12, 6)).astype(np.float32)

@@ -138,11 +138,11 @@ def test_a_share_is_whole_tiles_and_everybody_has_one(monkeypatch):
 
 
 def test_what_only_the_whole_set_knows_is_refused():
-    for kind, said in (("both", "maps.balance"), ("points", "input.window")):
+    for kind, said in (("both", "maps.balance"), ("points", "input.window"), ("image", "input.window")):
         with pytest.raises(InputError, match=said):
             distributed._check_whole(kind, config.muscjax())
     sized = config.override(config.muscjax(), "maps.balance=none", "input.window_side=200")
-    for kind, chosen in (("image", config.muscjax()), ("both", sized), ("both", config.released())):
+    for kind, chosen in (("image", sized), ("both", sized), ("both", config.released())):
         distributed._check_whole(kind, chosen)
 
 

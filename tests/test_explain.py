@@ -12,7 +12,7 @@ from PIL import Image
 from muscjax import cli, config, inputs, maps, pipeline, report, results, scoring
 from muscjax.detection import units_of
 from muscjax.errors import InputError
-from muscjax.explain import explain, picture
+from muscjax.explain import explain, picture, sides
 from muscjax.explain import place as places
 from muscjax.requests import recorded
 from muscjax.types import Features, Frame
@@ -114,6 +114,35 @@ def test_the_scan_score_is_the_mix_of_its_neighbours(case):
     if settings.rscon.normalise and settings.rscon.enabled:
         highest = np.asarray(detection.map_max)
         assert abs(scan.base - (highest[6] - highest.min()) / np.ptp(highest)) <= 1e-6
+
+
+def test_the_nearest_patch_is_looked_for_where_the_kernel_looks():
+    """Inside the window, among those that count; everywhere where the window holds none."""
+    tokens = np.asarray([[0.0], [3.0], [1.0], [9.0]], np.float32)
+    cells = np.asarray([[[0, 0], [0, 1], [1, 0], [1, 1]]] * 2, np.int32)
+    near = sides._near(cells, (1, 3), 0)
+    assert near.tolist() == [[False, False, False, True]] * 2
+    query = np.zeros(1, np.float32)
+    assert sides._nearest(query, tokens, None, None) == 0
+    assert sides._nearest(query, tokens, None, near[0]) == 3
+    counts = np.asarray([False, True, True, False])
+    assert sides._nearest(query, tokens, counts, near[0]) == 2
+    assert sides._near(None, (0, 0), 1) is None
+
+
+def test_the_matched_patch_has_the_distance_that_is_shown():
+    rng = np.random.default_rng(11)
+    image = rng.normal(size=(1, 3, 4, 5)).astype(np.float32)
+    settings = config.override(config.released(), "scoring.window=0")
+    extracted = pipeline.Extracted(Features(image, None), None, None, (2, 2), (8, 8))
+    scores = pipeline.score(extracted.features, None, settings, grid_hw=(2, 2), map_hw=(8, 8))
+    frames = [Frame(source_hw=(8, 8), working_hw=(8, 8))] * 3
+    place = places.locate((1, 1), frames[0], grid_hw=(2, 2), cloud=None, groups=None, neighbours=3)
+    found, _ = sides.sides(extracted, settings, 0, place, frames, scores, lambda *_: None)
+    for j, row, distance in zip(
+        found.stages[0].references, found.stages[0].nearest, found.stages[0].own, strict=True
+    ):
+        assert abs(np.linalg.norm(image[0, 0, 0] - image[0, j, row]) - distance) < 1e-5
 
 
 def test_distances_and_nearest_patches_by_brute_force(case):

@@ -361,6 +361,17 @@ def test_to_source(frame, compiled):
     np.testing.assert_allclose(found, reference.to_source(image, frame), atol=1e-6, rtol=0)
 
 
+def test_one_program_puts_back_every_window_of_a_set():
+    working = np.ones((6, 7), np.float32)
+    frames = [Frame(source_hw=(23, 29), working_hw=(6, 7), crop=(k, 2 * k, 11, 13)) for k in range(6)]
+    before = maps._placed._cache_size()
+    for frame in frames:
+        np.testing.assert_allclose(
+            maps.to_source(working, frame), reference.to_source(working, frame), atol=1e-6, rtol=0
+        )
+    assert maps._placed._cache_size() == before + 1
+
+
 def test_to_source_undoes_the_way_in():
     """A plane survives padding, cropping and resizing, away from the edges of the crop."""
     ramp = np.add.outer(np.arange(40) * 0.5, np.arange(52) * 0.25).astype(np.float32)

@@ -10,6 +10,7 @@ import pytest
 import muscjax
 from muscjax import config, extract
 from muscjax.backbones import network, overlap, vit
+from muscjax.errors import InputError
 
 EITHER_WAY = pytest.mark.parametrize("compiled", [True, False], ids=["jit", "eager"])
 SPEC = vit.Spec(patch_size=4, width=8, depth=6, heads=2, image_size=16, input_size=16, taps=(1, 3, 5))
@@ -138,6 +139,13 @@ def test_the_network_knows_its_grid(backbone, form, grid):
 def test_auto_is_fine_beside_points_and_a_quincunx_alone(kinds, form, cells):
     found = overlap.resolved(config.muscjax(), kinds)
     assert (found.network.overlap, found.maps.cells) == (form, cells)
+
+
+@pytest.mark.parametrize("kinds", [("image",), ()])
+def test_bricks_without_a_quincunx_are_refused(kinds):
+    wrong = config.override(config.released(), "maps.cells=bricks")
+    with pytest.raises(InputError, match=r"^maps\.cells: found bricks"):
+        overlap.resolved(wrong, kinds)
 
 
 def test_what_was_asked_for_stays(backbone):

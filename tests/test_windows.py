@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +14,10 @@ from PIL import Image
 
 from muscjax import datasets, maps
 from muscjax.config import Config, InputConfig
-from muscjax.datasets import making
+from muscjax.datasets import making, workers
 from muscjax.datasets.windows import windowed
 from muscjax.errors import InputError
-from muscjax.preprocess import window
+from muscjax.preprocess import backdrop, window
 from muscjax.types import Frame
 from tests import layouts
 
@@ -207,3 +207,170 @@ def test_extents_are_kept_by_content(scans, monkeypatch):
     assert first is not None
     monkeypatch.setattr(making, "load_scan_xyz", lambda *args, **more: pytest.fail("read again"))
     assert making.extent(task) == first
+
+
+PARTS = (
+    (20, 58, 30, 70),
+    (30, 70, 12, 46),
+    (8, 44, 40, 76),
+    (40, 75, 41, 80),
+    (26, 60, 20, 55),
+    (9, 40, 9, 40),
+)
+PART_SIDE = 43  # of the window: the widest part is 40 pixels wide, and 6 % more
+
+
+def photograph(*place: int, hw=(96, 96)) -> np.ndarray:
+    """(H, W, 3) uint8: a part with its own pattern on a bright table; without a place the table alone."""
+    rgb = np.full((*hw, 3), (210, 205, 200), np.uint8)
+    if place:
+        top, bottom, left, right = place
+        part = np.random.default_rng(sum(place)).integers(20, 120, (bottom - top, right - left, 3))
+        rgb[top:bottom, left:right] = part
+    return rgb
+
+
+@pytest.fixture
+def photographed(tmp_path, monkeypatch):
+    """Scans without depth, and the function that replaces one of their pictures."""
+    monkeypatch.setenv("MUSCJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(workers, "process_count", lambda items: pytest.fail("a process to read images"))
+    folder = tmp_path / "set"
+    for i, place in enumerate(PARTS):
+        layouts.save_image(folder / f"{i}.png", photograph(*place))
+    scans = datasets.open_dataset(folder)[0].scans
+    assert [scan.image for scan in scans] == [folder / f"{i}.png" for i in range(len(PARTS))]
+    return scans
+
+
+def opened_images(scans, kind: Literal["whole", "object"] = "object", **more):
+    settings = InputConfig(image_size=32, window=kind, **more)
+    return datasets.open_working(scans, Config(input=settings), modality="image")
+
+
+def crops(cut: datasets.Working) -> list[tuple[int, int, int, int]]:
+    found = [item.frame.crop for item in cut.prepared]
+    return [crop for crop in found if crop is not None]
+
+
+def test_photographs_are_cut_to_their_object(photographed):
+    cut = opened_images(photographed)
+    assert cut.notes == ()
+    assert cut.images is not None
+    assert cut.map_size == round(32 * PART_SIDE / 96)
+    for place, shown, (y, x, *side) in zip(PARTS, cut.images[0 : len(PARTS)], crops(cut), strict=True):
+        assert side == [PART_SIDE, PART_SIDE]
+        assert y <= place[0] < place[1] <= y + PART_SIDE
+        assert x <= place[2] < place[3] <= x + PART_SIDE
+        part = Image.fromarray(photograph(*place)[y : y + PART_SIDE, x : x + PART_SIDE])
+        np.testing.assert_array_equal(shown, part.resize((32, 32), Image.Resampling.BICUBIC))
+
+
+def test_maps_of_cut_photographs_go_back_to_the_scan(photographed):
+    cut = opened_images(photographed)
+    for item, (y, x, side, _) in zip(cut.prepared, crops(cut), strict=True):
+        truth = np.zeros((96, 96), np.float32)
+        truth[y : y + side, x : x + side] = 1
+        back = maps.to_source(jnp.ones((cut.map_size, cut.map_size)), item.frame)
+        np.testing.assert_allclose(back, truth, atol=1e-6)
+        rows, columns = ((np.arange(cut.map_size) + 0.5) * side / cut.map_size for _ in range(2))
+        ramp = jnp.asarray((y + rows)[:, None] + 1000 * (x + columns)[None, :], jnp.float32)
+        back = np.asarray(maps.to_source(ramp, item.frame))
+        inner = slice(y + 3, y + side - 3), slice(x + 3, x + side - 3)  # beyond, nothing to go between
+        rows, columns = np.mgrid[inner] + 0.5
+        np.testing.assert_allclose(back[inner], rows + 1000 * columns, rtol=1e-5)
+
+
+def test_one_photograph_without_a_backdrop_leaves_the_set_whole(photographed):
+    for name in (2, 4):
+        layouts.save_image(photographed[name].image, layouts.rgb_scan(96, seed=name))
+    kept, whole = opened_images(photographed), opened_images(photographed, "whole")
+    assert kept.notes == (
+        f"{photographed[2].image}: {backdrop.NO_BACKDROP} (first of 2): no window around the object",
+    )
+    assert kept.map_size == whole.map_size == 32
+    assert [item.frame for item in kept.prepared] == [item.frame for item in whole.prepared]
+    assert kept.images is not None
+    assert whole.images is not None
+    np.testing.assert_array_equal(kept.images[0 : len(PARTS)], whole.images[0 : len(PARTS)])
+
+
+def test_a_missing_part_has_no_say(photographed):
+    layouts.save_image(photographed[3].image, photograph())
+    cut = opened_images(photographed)
+    assert cut.notes == ()
+    assert [crop[2] for crop in crops(cut)] == [PART_SIDE] * len(PARTS)
+    assert crops(cut)[3][:2] == (26, 26)  # the middle
+
+
+def test_many_photographs_of_nothing_but_backdrop_leave_the_set_whole(photographed):
+    for name in (1, 5):
+        layouts.save_image(photographed[name].image, photograph())
+    kept = opened_images(photographed)
+    assert kept.notes == (
+        f"{photographed[1].image}: nothing but backdrop in 2 of 6 photographs: no window around the object",
+    )
+    assert {item.frame.crop for item in kept.prepared} == {None}
+
+
+def test_with_a_given_side_a_photograph_without_a_backdrop_is_cut_in_the_middle(photographed):
+    layouts.save_image(photographed[2].image, layouts.rgb_scan(96))
+    cut = opened_images(photographed, window_side=50)
+    assert cut.notes == (f"{photographed[2].image}: {backdrop.NO_BACKDROP}: cut in the middle",)
+    assert [crop[2:] for crop in crops(cut)] == [(50, 50)] * len(PARTS)
+    assert crops(cut)[2][:2] == (23, 23)
+    assert crops(cut)[0][:2] == (14, 25)  # around its part
+
+
+def image_task(scan, **frame):
+    return making.Task(scan, "image", Frame(source_hw=(96, 96), working_hw=(32, 32), **frame), 32)
+
+
+@pytest.mark.parametrize("shown", ["part", "table", "texture"])
+def test_extents_in_photographs_are_kept_by_content(photographed, monkeypatch, shown):
+    rgb = {"part": photograph(*PARTS[0]), "table": photograph(), "texture": layouts.rgb_scan(96)}[shown]
+    layouts.save_image(photographed[0].image, rgb)
+    task = image_task(photographed[0])
+    first = making.extent(task)
+    assert first == {"part": PARTS[0], "table": None, "texture": backdrop.NO_BACKDROP}[shown]
+    with monkeypatch.context() as patch:
+        patch.setattr(backdrop, "object_mask", lambda rgb: pytest.fail("looked for again"))
+        assert making.extent(task) == first
+        assert making.extent(dataclasses.replace(task, clean=False, image_size=48)) == first
+        padded = making.extent(image_task(photographed[0], pad=(2, 3, 5, 7)))
+        down, across = np.array([2, 2, 0, 0]), np.array([0, 0, 5, 5])
+        assert padded == (tuple(np.array(first) + down + across) if shown == "part" else first)
+    monkeypatch.setattr(backdrop, "object_mask", lambda rgb: np.eye(96, dtype=bool))
+    assert making.extent(task) == first
+    monkeypatch.setattr(backdrop, "VERSION", backdrop.VERSION + 1)
+    assert making.extent(task) == (0, 96, 0, 96)
+
+
+def test_the_extent_is_that_of_the_picture_as_it_is_read(photographed, tmp_path):
+    rgb = photograph(*PARTS[0])
+    alpha = np.dstack([rgb, np.zeros((96, 96), np.uint8)])
+    grey = rgb.mean(axis=2)
+    for name, stored in (
+        ("alpha", alpha),
+        ("grey", grey.astype(np.uint8)),
+        ("deep", (grey * 257).astype(np.uint16)),
+    ):
+        layouts.save_image(tmp_path / f"{name}.png", stored)
+        scan = dataclasses.replace(photographed[0], image=tmp_path / f"{name}.png")
+        assert making.extent(image_task(scan)) == PARTS[0]
+
+
+def test_depth_decides_where_the_run_uses_it(scans):
+    """The same scans by depth and by their photographs, which are noise."""
+    cut = opened(scans)
+    assert {item.frame.crop is None for item in cut.prepared} == {False}
+    kept = opened_images(scans)
+    assert kept.notes == (
+        f"{scans[0].image}: {backdrop.NO_BACKDROP} (first of {len(scans)}): no window around the object",
+    )
+
+
+def test_a_scan_without_its_photograph_is_named(photographed):
+    missing = dataclasses.replace(photographed[1], image=None)
+    with pytest.raises(InputError, match="found no image to pair with"):
+        making.extent(image_task(missing))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from muscjax.config import Config, NetworkConfig
+from muscjax.errors import InputError
 from muscjax.snamd import l2_normalise
 
 
@@ -69,10 +70,15 @@ def resolved(config: Config, kinds: Collection[str]) -> Config:
 
     kinds: of the runs that use an image network. Points cost several times what images do, so beside them the
     finest form is cheap; alone it would cost three times what the released procedure does.
+
+    Raises:
+      InputError: cells of a quincunx without one.
     """
     overlap = config.network.overlap if kinds else "none"
     if overlap == "auto":
         overlap = "quincunx" if set(kinds) == {"image"} else "full"
+    if config.maps.cells == "bricks" and overlap != "quincunx":
+        raise InputError("maps.cells: found bricks, which belong to network.overlap=quincunx of images")
     cells = "bricks" if overlap == "quincunx" else config.maps.cells
     return dataclasses.replace(
         config,

@@ -8,6 +8,7 @@ size); an XYZ map may be smaller or larger as long as its aspect ratio is the im
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -27,6 +28,7 @@ from muscjax.grids import nearest_sample, resample_nearest
 from muscjax.preprocess import (
     CleanConfig,
     Foreground,
+    backdrop,
     cache,
     eyecandies,
     find_foreground,
@@ -93,12 +95,20 @@ def make(task: Task) -> Made:
     return Made(entry, unwritten or complaint)
 
 
-def extent(task: Task) -> Extent | None:
-    """Where the object of a scan with an XYZ map lies, in pixels of its padded source; cached by its files.
+def extent(task: Task) -> Extent | str | None:
+    """Where the object of a scan lies, in pixels of its padded source; cached by the content of its files.
+
+    By depth; by the colour of the photograph where the run uses images alone (``preprocess.backdrop``,
+    whatever ``clean`` says).
+
+    Returns:
+      None where there is no object. Where the photograph cannot tell, a text that says why.
 
     Raises:
       InputError: as ``make``.
     """
+    if task.kind == "image":
+        return _extent_in_photograph(task)
     digests = _digests(task)
     known = dataclasses.replace(task.frame, working_hw=(0, 0), crop=None)
     key = _key(dataclasses.replace(task, frame=known, image_size=0), digests) + "-extent"
@@ -125,6 +135,24 @@ def extent(task: Task) -> Extent | None:
         found = (top, bottom, left, right)
     cache.keep(_hash(key), cache.pack({"extent": np.asarray(found or (0, 0, 0, 0), np.int64)}), task.root)
     return found
+
+
+def _extent_in_photograph(task: Task) -> Extent | str | None:
+    """``extent`` by colour; what is cached is in the photograph's own pixels, so that padding shares it."""
+    key = _hash("backdrop", _digest(_image_of(task.scan)), backdrop.VERSION)
+    entry, kept, note = cache.find(key, task.root), None, ""
+    if entry is not None:
+        with contextlib.suppress(cache.Damaged):
+            kept, note = entry.array("extent"), entry.note
+    if kept is None:
+        mask = backdrop.object_mask(load_image(_image_of(task.scan)))
+        found, note = (None, backdrop.NO_BACKDROP) if mask is None else (window.extent(mask), "")
+        kept = np.asarray(found or (0, 0, 0, 0), np.int64)
+        cache.keep(key, cache.pack({"extent": kept}, note), task.root)
+    if note or not kept.any():
+        return note or None
+    down, _, across, _ = task.frame.pad
+    return int(kept[0]) + down, int(kept[1]) + down, int(kept[2]) + across, int(kept[3]) + across
 
 
 def about(scan: Scan) -> Path | str:
@@ -161,16 +189,18 @@ def _arrays(task: Task, digests: Mapping[str, str]) -> tuple[dict[str, np.ndarra
 
 def _photograph(task: Task) -> np.ndarray | None:
     """(h, w, 3) uint8; None where it is missing or broken and the run does not use it for itself."""
-    if task.scan.image is None:
-        if task.kind == "points":
-            return None
-        raise InputError(f"{task.scan.xyz or task.scan.name}: found no image to pair with")
     try:
-        return load_image(task.scan.image)
+        return load_image(_image_of(task.scan))
     except InputError:
         if task.kind == "points":
             return None
         raise
+
+
+def _image_of(scan: Scan) -> Path:
+    if scan.image is None:
+        raise InputError(f"{scan.xyz or scan.name}: found no image to pair with")
+    return scan.image
 
 
 def _by_brightness(task: Task) -> bool:

@@ -12,6 +12,8 @@ from muscjax.datasets.making import Task
 from muscjax.errors import InputError
 from muscjax.preprocess import window
 
+_EMPTY_SHARE = 0.2  # of photographs with nothing on them: missing parts are rarer, a texture's good scans not
+
 
 def windowed(
     tasks: Sequence[Task],
@@ -31,12 +33,16 @@ def windowed(
       is lowered to the window's own, up to the next multiple of ``step``: pixels that the photograph does not
       have are not paid for. A line says so.
     * Pictures of several sizes stay whole: one window would zoom them differently. A line says that too.
+    * Images alone are cut by their photographs. Where one of these cannot tell the object from the rest, or
+      too many show none, the set is of textures or fills the frame: it stays whole, and a line names the
+      first such scan. With ``side`` they are cut in the middle, as every scan without an object is.
 
     Raises:
       InputError: what is wrong with the first of the scans whose object cannot be looked for.
     """
-    extents: list[window.Extent | InputError | None] = [None] * len(tasks)
-    processes = workers.process_count(len(tasks)) if any(task.clean for task in tasks) else 0
+    extents: list[window.Extent | str | InputError | None] = [None] * len(tasks)
+    cleaned = any(task.clean and task.kind != "image" for task in tasks)
+    processes = workers.process_count(len(tasks)) if cleaned else 0  # photographs: threads do as well
     with contextlib.closing(workers.spread(making.extent, tasks, processes=processes)) as looking:
         for done, (position, found) in enumerate(looking, start=1):
             extents[position] = found
@@ -45,7 +51,11 @@ def windowed(
     if errors:
         more = f" (first of {len(errors)} problems)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{more}")
-    known = [found for found in extents if not isinstance(found, InputError)]
+    told = [found for found in extents if not isinstance(found, InputError)]
+    why = _undecided(tasks, told)
+    if why and side is None:
+        return list(tasks), [f"{why}: no window around the object"]
+    known = [None if isinstance(found, str) else found for found in told]
     wholes = [_whole(task) for task in tasks]
     if side is None and len({min(whole) for whole in wholes}) > 1:
         return list(tasks), ["pictures of several sizes: no window around the object"]
@@ -55,6 +65,8 @@ def windowed(
         for task, found in zip(tasks, known, strict=True)
         if (wide := window.common_side([found], 0.0)) > side
     ]
+    if why and any(isinstance(found, str) for found in told):
+        notes.append(f"{why}: cut in the middle")
     crops = [window.window(e, side, whole) for e, whole in zip(known, wholes, strict=True)]
     if any(crop is None for crop in crops):
         return list(tasks), []
@@ -63,6 +75,22 @@ def windowed(
     if any(task.image_size > native for task in tasks):
         notes.append(f"the window is {side} pixels wide: images at {native} instead of {tasks[0].image_size}")
     return [_cut(task, crop, native, size) for task, crop in zip(tasks, crops, strict=True)], notes
+
+
+def _undecided(tasks: Sequence[Task], told: Sequence[window.Extent | str | None]) -> str:
+    """Why photographs do not tell objects from the rest, naming the first that does not; empty: they do.
+
+    A faint texture may pass for a plain backdrop, and its defects for objects. Its good scans show none.
+    """
+    unclear = [i for i, found in enumerate(told) if isinstance(found, str)]
+    empty = [i for i, found in enumerate(told) if found is None and tasks[i].kind == "image"]
+    if unclear:
+        more = f" (first of {len(unclear)})" if len(unclear) > 1 else ""
+        return f"{tasks[unclear[0]].scan.image}: {told[unclear[0]]}{more}"
+    if len(empty) > _EMPTY_SHARE * len(tasks):
+        shown = f"nothing but backdrop in {len(empty)} of {len(tasks)} photographs"
+        return f"{tasks[empty[0]].scan.image}: {shown}"
+    return ""
 
 
 def _whole(task: Task) -> tuple[int, int]:

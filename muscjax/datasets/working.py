@@ -25,6 +25,7 @@ from muscjax.errors import InputError
 from muscjax.frame import Frame
 from muscjax.grids import resample_nearest
 from muscjax.preprocess import cache, pad_to_square
+from muscjax.preprocess.window import Crop
 
 if TYPE_CHECKING:
     from muscjax.config import Config
@@ -178,7 +179,7 @@ def open_working(
         for scan, frame in zip(scans, frames, strict=True)
     ]
     notes: list[str] = []
-    if config.input.window == "object" and modality != "image":
+    if config.input.window == "object":
         margin, side = config.input.window_margin, config.input.window_side
         step = config.input.image_step
         tasks, notes = windowed(tasks, margin, side=side, step=step, progress=progress)
@@ -231,6 +232,7 @@ def prepare(
     units: Units = "auto",
     cache_dir: Path | None = None,
     map_size: int | None = None,
+    crop: Crop | None = None,
     fit: Fit = "auto",
 ) -> Prepared:
     """Load one scan and bring it to working size (METHOD section 0), or take it from the cache.
@@ -249,6 +251,7 @@ def prepare(
       units: of the XYZ file.
       cache_dir: root of the cache; None means ``files.cache_root()``.
       map_size: side of the maps; None means ``working_sizes`` of this scan alone.
+      crop: the part of the padded source that is used; None: all of it.
       fit: see ``frame_of``.
 
     Raises:
@@ -259,7 +262,7 @@ def prepare(
     task = Task(
         scan,
         modality,
-        dataclasses.replace(frame, working_hw=(size, size)),
+        dataclasses.replace(frame, working_hw=(size, size), crop=crop),
         image_size,
         clean=clean,
         units=units,

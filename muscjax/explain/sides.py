@@ -104,6 +104,13 @@ def sides(
     size, plan = pipeline.plan_of(features, config)
     padded = pipeline.pad_groups(groups, size)
     valid = (None, None if groups is None else np.asarray(groups.valid))
+    cells = rows.places(
+        None if features.image is None else features.image.shape[1:3],
+        None if groups is None else groups.pixel,
+        window=config.scoring.window,
+        grid_hw=extracted.grid_hw,
+        map_hw=extracted.map_hw,
+    )
     at, found = (place.patch, place.group), ([], [])
     for done, pair in enumerate(entries, start=1):
         tokens = [None if x is None else np.asarray(x[e]) for x, e in zip(both, pair, strict=True)]
@@ -125,7 +132,8 @@ def sides(
                 continue
             cut = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], computed[kind])
             number = divmod(pair[kind], extracted.features.levels[kind])
-            shown = _stage(cut, number, config, x, valid[kind], (sample, row), part)
+            near = _near(cells[kind], (int(np.searchsorted(part, sample)), row), config.scoring.window)
+            shown = _stage(cut, number, config, x, valid[kind], near, (sample, row), part)
             boxes = _boxes(extracted, kind, shown, frames)
             found[kind].append(dataclasses.replace(shown, nearest_box=boxes))
         progress("explaining", done, len(entries))
@@ -165,12 +173,14 @@ def _stage(
     config: Config,
     tokens: np.ndarray,
     valid: np.ndarray | None,
+    near: np.ndarray | None,
     at: tuple[int, int],
     part: np.ndarray,
 ) -> Stage:
     """One stage at one patch (group): ``cut`` is its row of ``_rows``, without boxes.
 
-    tokens: (n, L, C) of the part, valid: (n, L) or None. at: sample and row.
+    tokens: (n, L, C) of the part, valid: (n, L) or None, near: (n, L) or None, inside the window. at: sample
+    and row.
     """
     (sample, row), (own, steps, before, after) = at, cut
     position = np.flatnonzero(part != sample)  # where the references stand in the padded rows
@@ -181,7 +191,10 @@ def _stage(
     if config.scoring.average == "interval":
         averaged = scoring.interval_size(config.scoring.interval, averaged)
     query = tokens[int(np.searchsorted(part, sample)), row]
-    nearest = [_nearest(query, tokens[j], None if valid is None else valid[j]) for j in order]
+    nearest = [
+        _nearest(query, tokens[j], None if valid is None else valid[j], None if near is None else near[j])
+        for j in order
+    ]
     reached = steps is not None and bool(np.any(steps.enhanced[position]))
     picked = {
         name: getattr(steps, name)[order] if reached else None
@@ -203,10 +216,23 @@ def _stage(
     )
 
 
-def _nearest(query: np.ndarray, tokens: np.ndarray, valid: np.ndarray | None) -> int:
-    """The row of ``tokens`` (L, C) nearest to ``query`` (C,), by direct differences."""
+def _near(cells: Array | None, own: tuple[int, int], window: int | None) -> np.ndarray | None:
+    """(n, L) bool: the patches (groups), of cells (n, L, 2), inside the window around ``own``; None without."""
+    if cells is None or window is None:
+        return None
+    return np.abs(np.asarray(cells) - np.asarray(cells)[own]).max(axis=-1) <= window
+
+
+def _nearest(query: np.ndarray, tokens: np.ndarray, valid: np.ndarray | None, near: np.ndarray | None) -> int:
+    """The row of ``tokens`` (L, C) nearest to ``query`` (C,), by direct differences.
+
+    near: (L,) bool or None: rows inside the window; where none of them is valid, all count, as in the kernel.
+    """
     squared = np.square(tokens - query).sum(axis=1)
-    return int(np.argmin(squared if valid is None else np.where(valid, squared, np.inf)))
+    counted = np.ones(len(tokens), bool) if valid is None else valid
+    if near is not None and (near & counted).any():
+        counted = near & counted
+    return int(np.argmin(np.where(counted, squared, np.inf)))
 
 
 def _boxes(extracted: Extracted, kind: int, stage: Stage, frames: Sequence[Frame]) -> np.ndarray:
