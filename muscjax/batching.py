@@ -1,4 +1,7 @@
-"""The one place where a stage, written for one sample, meets a batch of them."""
+"""How a stage, written for one sample, meets a batch of them.
+
+The batches themselves are made on the host: of scans in ``extract``, of maps in ``detection``.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from muscjax.datasets import Dataset, Scan
 from muscjax.datasets.decoding import decode_npy, decode_tiff, open_image, read_bytes, readable
 from muscjax.datasets.loading import Units
 from muscjax.errors import InputError, shown
+from muscjax.preprocess.window import Crop
 from muscjax.texts import read_table
 
 # A file of numbers goes before a picture of the same name.
@@ -85,8 +86,9 @@ def evaluate(given: Given, observe: Observer) -> tuple[dict[str, metrics.Metrics
     if left:
         notes.append(f"{left[0]}: belongs to no scan ({len(left)} such files are left out)")
     problems: list[str] = []
-    scores = None if given.scores is None else read_scores(given.scores, scans, problems)
     kept = [dataset for dataset in found if any(paths[scan.name] for scan in dataset.scans)]
+    used = [scan for dataset in kept for scan in dataset.scans]
+    scores = None if given.scores is None else read_scores(given.scores, used, problems)
     for dataset in found:
         if dataset not in kept:
             notes.append(f"{dataset.category}: found no map, the category is left out")
@@ -180,11 +182,17 @@ def fit_map(values: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 
 def foreground(
-    scan: Scan, *, map_size: int | None = None, clean: bool = True, units: Units = "auto"
+    scan: Scan,
+    *,
+    map_size: int | None = None,
+    crop: Crop | None = None,
+    clean: bool = True,
+    units: Units = "auto",
 ) -> np.ndarray | None:
     """Pixels of the object, from the scan's depth; None where it has none.
 
-    Returns (H, W) bool, square and of side ``map_size``, or in the geometry of the source where that is None.
+    Returns (H, W) bool, square and of side ``map_size``, which shows ``crop`` of the padded source where that
+    is given; or in the geometry of the source where ``map_size`` is None.
     Raises InputError where the XYZ map cannot be used.
     """
     if scan.xyz is None:
@@ -202,6 +210,7 @@ def foreground(
         clean=clean,
         units=units,
         map_size=side,
+        crop=crop if map_size else None,
     ).foreground
     assert found is not None
     return found if map_size else found[top : top + height, left : left + width]
@@ -211,21 +220,30 @@ def read_scores(path: Path, scans: Sequence[Scan], problems: list[str]) -> dict[
     """Scores by `Scan.name` from a CSV with the columns ``path`` and ``score``, as ``detect`` writes it.
 
     A path is a scan's when it is its image or XYZ file, or ends with the scan's name, folders ``rgb`` and
-    ``xyz`` and the suffix left out. What is missing or no number becomes a line of ``problems``.
+    ``xyz`` and the suffix left out. The closest kind of match counts; rows of it that differ in their score,
+    and what is missing or no number, become a line of ``problems``.
     Raises InputError: unreadable, or without these columns.
     """
-    by_file: dict[str, str] = {}
-    by_name: dict[tuple[str, ...], str] = {}
+    by_file: dict[str, set[str]] = {}
+    by_name: dict[tuple[str, ...], set[str]] = {}
+    by_end: dict[tuple[str, ...], set[str]] = {}
     for row in score_table(path):
         stated = row["path"].removeprefix("'")
-        by_file[os.path.realpath(stated)] = row["score"]
+        by_file.setdefault(os.path.realpath(stated), set()).add(row["score"])
         parts = named_parts(stated)
-        by_name.update({parts[-length:]: row["score"] for length in range(1, min(len(parts), 5) + 1)})
+        by_name.setdefault(parts, set()).add(row["score"])
+        for length in range(1, min(len(parts), 5) + 1):
+            by_end.setdefault(parts[-length:], set()).add(row["score"])
     out: dict[str, float] = {}
     for scan in scans:
         files = [os.path.realpath(file) for file in (scan.image, scan.xyz) if file is not None]
-        text = next((by_file[file] for file in files if file in by_file), None)
-        text = by_name.get(tuple(scan.name.split("/"))) if text is None else text
+        name = tuple(scan.name.split("/"))
+        texts = next((by_file[file] for file in files if file in by_file), None)
+        texts = texts or by_name.get(name) or by_end.get(name) or {None}
+        if len(texts) > 1:
+            problems.append(f"{path}: found {len(texts)} scores of {scan.name}, expected one")
+            continue
+        (text,) = texts
         try:
             value = float(text) if text is not None else None
         except ValueError:

@@ -1,7 +1,7 @@
 """The composition: scans to features, features to patch scores, patch scores to maps and scan scores.
 
-All batching lives here, in ``extract`` and in ``detection``. The stages come in as functions, so a variant of
-the method replaces one argument.
+The stages come in as functions, so a variant of the method replaces one argument. ``batching`` says how they
+meet a batch.
 Sizes are padded to buckets (``geometry.bucket_size``) for samples and for points alike, so that runs over
 sets of similar size share their compiled programs.
 """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from muscjax.datasets import Prepared, Scan
 from muscjax.decision import Decision
 from muscjax.errors import InputError
 from muscjax.evaluate import foreground
+from muscjax.files import writing
 from muscjax.inputs import Inputs
 from muscjax.requests import Outcome, Request
 
@@ -50,6 +52,8 @@ def write_scans(
 ) -> tuple[list[np.ndarray], tuple[report.Card, ...]]:
     """Each scan's map and mask at its own size, and the picture under its heat, one scale for the set.
 
+    What an earlier run left of the category, and this one did not write, goes.
+
     Args:
         once: is given each file's path and what writes it, and may know that it is there already.
 
@@ -68,19 +72,24 @@ def write_scans(
     side = report.picture_side(len(scans))
     ranks = np.empty(len(scans), int)
     ranks[np.argsort(-found.scores, kind="stable")] = np.arange(1, len(scans) + 1)
+    mine: list[Path] = []
+
+    def put(path: Path, write: Callable[[], None]) -> None:
+        once(path, write)
+        mine.append(path)
 
     def one(position: int) -> tuple[np.ndarray, report.Card | None]:
         scan, item = scans[position], loaded.prepared[position]
         full = np.asarray(to_source(found.anomaly_maps[position], item.frame))
         place = outputs.map_path(out, scan.name)
-        once(place, lambda: outputs.write_map(place, full))
+        put(place, lambda: outputs.write_map(place, full))
         decision = found.decision
         called = None if decision.pred_label is None else bool(decision.pred_label[position])
         if called is not None and decision.pixel_threshold is not None:
             peak = float(found.before_rscon[position])
             mask = decided.mask(full, called, decision.pixel_threshold, peak=peak)
             of_mask = outputs.mask_path(out, scan.name)
-            once(of_mask, lambda: outputs.write_mask(of_mask, mask))
+            put(of_mask, lambda: outputs.write_mask(of_mask, mask))
         picture = _photograph(scan, needed=loaded.kind != "points")
         depth = None
         if scan.xyz is not None and loaded.kind != "image":
@@ -88,7 +97,7 @@ def write_scans(
         if request.overlays:
             shown = picture if picture is not None else _fitted(depth, full.shape)
             over = outputs.overlay_path(out, scan.name)
-            once(over, lambda: outputs.write_overlay(over, shown, full, limits=limits))
+            put(over, lambda: outputs.write_overlay(over, shown, full, limits=limits))
         if not with_cards:
             return full, None
         points, places = _cloud(item)
@@ -122,7 +131,31 @@ def write_scans(
             kept.append(full)
         if card is not None:
             cards.append(card)
+    _remove_others(out, loaded.dataset.category, mine)
     return kept, tuple(cards)
+
+
+def _remove_others(out: Path, category: str, mine: Iterable[Path]) -> None:
+    """Remove maps, masks and overlays of the category but ``mine``: they would be taken for this run's.
+
+    Files are told apart by what they are: a disk may list a name in other letters than it was given.
+    """
+    known = {_file(path) for path in mine}
+    for kind, suffix in (("maps", ".tiff"), ("masks", ".png"), ("overlays", ".png")):
+        top = out / kind / category
+        if not category or top.is_symlink() or top.parent.is_symlink():
+            continue
+        for folder, _, names in os.walk(top):
+            for path in (Path(folder, name) for name in names if name.endswith(suffix)):
+                if not path.name.startswith(".") and _file(path) not in known:
+                    with writing(path):
+                        path.unlink(missing_ok=True)
+
+
+def _file(path: Path) -> tuple[int, int]:
+    with writing(path):
+        about = path.lstat()
+    return about.st_dev, about.st_ino
 
 
 def _cloud(item: Prepared) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -191,9 +224,10 @@ def _foregrounds(
         original = request.metric_size == "original"
         if item.foreground is not None and not original:
             return item.foreground
-        size = None if original else item.frame.working_hw[0]
+        size, crop = (None, None) if original else (item.frame.working_hw[0], item.frame.crop)
+        options: dict[str, Any] = {"clean": request.clean, "units": request.units}
         try:
-            return foreground(scans[position], map_size=size, clean=request.clean, units=request.units)
+            return foreground(scans[position], map_size=size, crop=crop, **options)
         except InputError:
             return None  # a broken XYZ map stops nothing where the run did not use it
 
@@ -236,7 +270,8 @@ def write_tables(
         tabulate.write_results(out, summaries, beside(outcomes, request)[0])
     else:  # those of an earlier run in this folder would be taken for this one's
         for name in ("metrics.json", "results.csv", "results.json"):
-            (out / name).unlink(missing_ok=True)
+            with writing(out / name):
+                (out / name).unlink(missing_ok=True)
     record = outputs.run_record(
         config,
         seconds=observe.seconds,

@@ -28,7 +28,7 @@ def run(request: Request, config: Config, observe: Observer, *, mesh: Mesh | Non
 
     Raises:
         InputError: anything the user has to change, or another run in the same place; what was finished
-            before stays.
+            before stays, that of an earlier run too where the first category cannot be read.
     """
     kept = None if request.reference is None else reference.open_line(request.reference)
     plan = inputs.plan(request, config, fewest=2 if kept is None else 1)
@@ -54,12 +54,13 @@ def run(request: Request, config: Config, observe: Observer, *, mesh: Mesh | Non
             outputs.map_path(out, scan.name)  # refused before any work is done
     done: list[Outcome] = []
     with state.claimed(out, request.store) as root, outputs.count_compiles() as compiles:
-        outputs.write_json(out / "run.json", {"unfinished": True})  # marks the folder as results, not input
         for dataset, kind in zip(plan.datasets, plan.kinds, strict=True):
             loaded = inputs.load(dataset, kind, request, plan.config, observe, say)
             record = None if kept is None else kept.record
             devices = 1 if mesh is None else mesh.size
             work = state.open_state(root, loaded, plan, request, observe.say, record, devices)
+            if not done:  # only now: a run that is refused at once replaces nothing of an earlier one
+                outputs.write_json(out / "run.json", {"unfinished": True})  # results, not input
             done.append(run_category(loaded, plan, request, observe, work, kept, mesh))
             for warning in results.warnings(done[-1]):
                 observe.say(warning)

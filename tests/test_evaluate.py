@@ -236,6 +236,23 @@ def test_scores_come_from_the_file_or_from_the_maximum(tmp_path, truth):
         result(folder, truth, category="bolt", scores=table)
 
 
+def test_a_score_that_could_be_of_several_rows_is_refused(tmp_path):
+    table, problems = tmp_path / "scores.csv", []
+    scans = [datasets.Scan("", "", "", "000"), datasets.Scan("", "", "good", "001")]
+    table.write_text("path,score\ngood/000.png,1\nbad/000.png,9\ngood/001.png,2\nx/good/001.png,3\n")
+    assert evaluate.read_scores(table, scans, problems) == {"good/001": 2}  # a whole name before an ending
+    assert problems == [f"{table}: found 2 scores of 000, expected one"]
+
+
+def test_scores_are_asked_only_of_categories_that_have_maps(tmp_path, truth):
+    scans = scans_of(truth, "nut")
+    folder, table = write_maps(tmp_path / "maps", scans), tmp_path / "scores.csv"
+    table.write_text("\n".join(["path,score", *(f"{s.name}.png,{i}" for i, s in enumerate(scans))]))
+    out, notes = result(folder, truth, scores=table)
+    assert list(out) == ["nut"]
+    assert any(note.startswith("bolt: found no map") for note in notes)
+
+
 def test_truth_without_labels_or_masks(tmp_path, flat_truth):
     plain = layouts.write_folder(tmp_path / "plain")
     with pytest.raises(InputError, match="has no label"):
@@ -261,6 +278,11 @@ def test_foreground_in_the_geometry_of_the_source_and_of_the_maps(tmp_path):
     small = evaluate.foreground(scan, map_size=50)
     assert small.shape == (50, 50)
     assert 0.7 < small.mean() * 100 * 100 / inside.sum() < 1.3
+    top, bottom, left, right = datasets.frame_of(scan, 1).pad
+    part = evaluate.foreground(scan, map_size=32, crop=(40, 30, 32, 32))
+    padded = np.pad(inside, ((top, bottom), (left, right)))
+    np.testing.assert_array_equal(part, padded[40:72, 30:62])
+    assert 0 < part.mean() < 1
     image_only = datasets.Scan("a", "test", "good", "000", image=scan.image)
     assert evaluate.foreground(image_only) is None
 

@@ -23,6 +23,15 @@ def test_stable_order_is_numpys_stable_argsort(values):
     np.testing.assert_array_equal(jax.jit(ordering.stable_order)(values), expected)
 
 
+def test_zeros_of_either_sign_and_subnormals_keep_their_order_when_compiled():
+    for values in ([0.0] * 8 + [-0.0] * 9, [1e-40, 0.0, -1e-40, -0.0, 1e-42]):
+        order = jax.jit(ordering.stable_order)(np.asarray(values, np.float32))
+        np.testing.assert_array_equal(order, np.arange(len(values)))
+    for values in np.random.default_rng(0).choice([0.0, -0.0, 1.0, -1.0], (20, 17)).astype(np.float32):
+        order = jax.jit(ordering.stable_order)(values)
+        np.testing.assert_array_equal(order, np.argsort(values, kind="stable"))
+
+
 @given(VECTORS)
 def test_ascending_sorts(values):
     np.testing.assert_array_equal(ordering.ascending(jnp.asarray(values)), np.sort(values))

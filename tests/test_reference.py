@@ -16,7 +16,7 @@ from muscjax import cae, cli, config, inputs, maps, pipeline, reference, scoring
 from muscjax.datasets import synthetic
 from muscjax.errors import InputError
 from muscjax.extract import Bound
-from muscjax.reference import Frozen
+from muscjax.reference import Frozen, telling
 from muscjax.types import Features, PointGroups
 from tests.reference import rscon as by_loops
 
@@ -376,6 +376,30 @@ def test_what_is_taken_out_is_gone_and_the_numbers_are_stale(line, muscjax, tmp_
         assert "\n" not in said
 
 
+def test_the_newest_that_stay_are_counted_without_those_that_are_named(line, tmp_path):
+    shutil.copytree(line.store, tmp_path / "store")
+    names = reference.open_kept(tmp_path / "store").names
+    kept, gone = reference.prune(tmp_path / "store", keep=4, drop=[names[-1]])
+    assert kept.names == names[-5:-1]
+    assert len(gone) == 12
+
+
+def test_what_is_told_of_scores_is_on_the_scale_of_the_threshold(line):
+    kept = reference.open_kept(line.store)
+    frozen = reference.kept.read_frozen(kept)
+    for score, word, numbers in (
+        ("map_max", "maxima", frozen.map_max),
+        ("pred_score", "scores", frozen.pred_score),
+    ):
+        settings_of = {**kept.origin["config"], "decision": {"score": score}}
+        changed = dataclasses.replace(kept, origin={**kept.origin, "config": settings_of})
+        said = telling.told(changed, scans=True)
+        assert any(f"{word} {numbers.min():.4g} to {numbers.max():.4g}, threshold" in text for text in said)
+        by_content = dict(zip(frozen.contents, numbers, strict=True))
+        for name, content in zip(kept.names, kept.contents, strict=True):
+            assert f"{name}  {by_content[content]:.4g}" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -416,6 +440,8 @@ def test_stores_that_are_none(line, muscjax, tmp_path):
         {"parts": 3},
         {"frozen": {"folder": "x"}},
         {"parts": [record["parts"][0]] * 2},
+        {"parts": []},
+        {"origin": {k: v for k, v in record["origin"].items() if k != "version"}},
     ):
         path.write_text(json.dumps(record | change))
         with pytest.raises(InputError, match=r"reference\.json: (found version|damaged)"):

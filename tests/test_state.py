@@ -368,6 +368,45 @@ def test_truth_is_no_part_of_features_and_tables_of_an_older_run_go(
     assert not [name for name in ("metrics.json", "results.csv", "results.json") if (out / name).exists()]
 
 
+def test_files_of_scans_that_a_run_did_not_have_go(scans, tmp_path, tmp_path_factory, monkeypatch):
+    data, out = tmp_path / "cable", tmp_path / "out"
+    shutil.copytree(scans, data)
+    detect(data, out, monkeypatch, tmp_path_factory)
+    mine = {path.relative_to(out) for path in out.rglob("*.tiff")}
+    gone = sorted(mine)[-1]
+    others = [out / "maps" / name for name in ("cable/test/.x.tiff", "cable/notes.txt", "other/test/a.tiff")]
+    stale = [out / kind / "cable" / "test" / "old" / "9.png" for kind in ("masks", "overlays")]
+    for path in (*others, *stale):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (data / gone.relative_to("maps/cable")).with_suffix(".png").unlink()
+    detect(data, out, monkeypatch, tmp_path_factory)
+    assert [path.exists() for path in (*others, *stale, out / gone)] == [True] * 3 + [False] * 3
+    assert all((out / path).exists() for path in mine - {gone})
+
+
+def test_a_refused_run_leaves_the_record_of_the_one_before(scans, tmp_path, tmp_path_factory, monkeypatch):
+    data, out = tmp_path / "cable", tmp_path / "out"
+    shutil.copytree(scans, data)
+    detect(data, out, monkeypatch, tmp_path_factory)
+    before = (out / "run.json").read_bytes()
+    bad = next((data / "test").rglob("*.png"))
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(InputError):
+        detect(data, out, monkeypatch, tmp_path_factory)
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_a_table_that_cannot_be_removed_is_one_line(scans, tmp_path, tmp_path_factory, monkeypatch):
+    flat, out = tmp_path / "flat", tmp_path / "out"
+    flat.mkdir()
+    for picture in (scans / "test").rglob("*.png"):
+        shutil.copy(picture, flat / f"{picture.parent.name}_{picture.name}")
+    (out / "metrics.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be written"):
+        detect(flat, out, monkeypatch, tmp_path_factory)
+
+
 def test_images_of_a_cleaned_set_are_not_those_of_an_image_run(tmp_path, monkeypatch):
     """Beside points the background of a picture is blackened: the same files, other features."""
     root = layouts.write_mvtec3d(tmp_path / "data", categories=("part",)) / "part"

@@ -195,7 +195,7 @@ class _Stream:
 def _distances(
     queries: np.ndarray, cells: Any | None, references: _Stream, padded: int, kernel: dict[str, Any]
 ) -> np.ndarray:
-    """(B, M, C) -> (B, M, padded) on the host; inf behind the last reference."""
+    """(B, M, C) -> (B, M, padded) on the host; what lies behind the last reference does not count."""
     out = np.full((*queries.shape[:2], padded), np.inf, np.float32)
     start = 0
     for block in references:

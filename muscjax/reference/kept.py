@@ -31,6 +31,8 @@ from muscjax.texts import read_record
 MANIFEST = "reference.json"
 VERSION = 1
 _FOLDER = re.compile(r"[0-9a-f]{32}")
+_ORIGIN = {"kind", "clean", "units", "image_backbone", "point_backbone", "config", "map_size", "grid_hw"}
+_ORIGIN |= {"levels", "version"}  # what `origin.origin_of` says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,13 @@ def open_kept(folder: str | os.PathLike) -> Kept:
         found = shown(record.get("version"))
         raise InputError(f"{path}: found version {found}, expected a reference store of version {VERSION}")
     try:
-        parts = tuple(_part(folder, record["origin"], part) for part in record["parts"])
+        origin = record["origin"]
+        missing = _ORIGIN - set(origin)
+        if missing:
+            raise KeyError(f"origin.{min(missing)}")
+        parts = tuple(_part(folder, origin, part) for part in record["parts"])
+        if not parts or not all(part.names for part in parts):
+            raise ValueError("no scan")
         frozen = record["frozen"]
         if frozen is not None:
             _safe(frozen["folder"])
@@ -125,7 +133,7 @@ def open_kept(folder: str | os.PathLike) -> Kept:
             _units(frozen["units"])
         if len({name for part in parts for name in part.names}) != sum(len(part.names) for part in parts):
             raise ValueError("a name stands there twice")
-        return Kept(folder, dict(record["origin"]), parts, frozen)
+        return Kept(folder, dict(origin), parts, frozen)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
@@ -219,7 +227,7 @@ def prune(
     """Take scans out of the set, for good; the frozen numbers stay those of the set before.
 
     Args:
-        keep: how many scans stay, the newest. drop: names of scans that go.
+        keep: how many scans stay, the newest of the others. drop: names of scans that go.
 
     Returns:
         The set as it is now, and the names of those that went.
@@ -237,7 +245,8 @@ def prune(
             raise InputError(
                 f"{folder}: keeps no scan {unknown[0]!r}; muscjax reference info --scans lists them"
             )
-        gone = {*drop, *(names[: max(len(names) - keep, 0)] if keep is not None else ())}
+        rest = [name for name in names if name not in drop]
+        gone = {*drop, *(rest[: max(len(rest) - keep, 0)] if keep is not None else ())}
         if len(gone) >= len(names) or (keep is not None and keep < 1):
             raise InputError(f"{folder}: no scan of {len(names)} would be left, expected at least one")
         parts = [_without(kept, part, gone) for part in kept.parts]

@@ -34,12 +34,15 @@ def told(kept: Kept, *, scans: bool = False) -> list[str]:
         lines.append(f"frozen numbers: none; muscjax reference rescore {kept.folder} makes them")
     else:
         frozen = read_frozen(kept)
-        scores = dict(zip(frozen.contents, frozen.map_max.tolist(), strict=True))
+        # On the scale of the threshold, which is what ``decide`` looks at.
+        shown = frozen.map_max if config.decision.score == "map_max" else frozen.pred_score
+        scores = dict(zip(frozen.contents, shown.tolist(), strict=True))
         decision = decide(frozen.pred_score, frozen.map_max, config=config.decision)
         threshold = "none" if decision.threshold is None else f"{decision.threshold:.4g}"
         lines.append(
-            f"frozen numbers: of {len(frozen.contents)} scans, maxima {frozen.map_max.min():.4g} to "
-            f"{frozen.map_max.max():.4g}, threshold {threshold}"
+            f"frozen numbers: of {len(frozen.contents)} scans, "
+            f"{'maxima' if shown is frozen.map_max else 'scores'} {shown.min():.4g} to "
+            f"{shown.max():.4g}, threshold {threshold}"
         )
         if decision.warning is not None:
             lines.append(f"threshold: {decision.warning}")
