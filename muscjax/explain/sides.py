@@ -217,7 +217,7 @@ def _stage(
 
 
 def _near(cells: Array | None, own: tuple[int, int], window: int | None) -> np.ndarray | None:
-    """(n, L) bool: the patches (groups), of cells (n, L, 2), inside the window around ``own``; None without."""
+    """(n, L) bool: patches (groups), of cells (n, L, 2), in the window around ``own``; None without one."""
     if cells is None or window is None:
         return None
     return np.abs(np.asarray(cells) - np.asarray(cells)[own]).max(axis=-1) <= window
