@@ -196,7 +196,8 @@ def shards() -> st.SearchStrategy[bytes]:
 def a_set(folder: Path) -> None:
     """A reference set of one part, with frozen numbers."""
     contents = ["1" * 64, "2" * 64, "3" * 64]
-    part = kept.open_part(folder, {"config": {}}, contents, FIELDS, batch=1)
+    origin = {**dict.fromkeys(sorted(kept._ORIGIN)), "config": {}}
+    part = kept.open_part(folder, origin, contents, FIELDS, batch=1)
     frozen = {
         "folder": part.folder.name,
         "dimensions": 2,
@@ -205,7 +206,7 @@ def a_set(folder: Path) -> None:
         "units": [[0.5, 1.0], [0.5, 2.0]],
     }
     parts = (kept.Part(("line/a", "line/b", "c"), tuple(contents), part),)
-    kept._save(kept.Kept(folder, {"config": {}}, parts, frozen))
+    kept._save(kept.Kept(folder, origin, parts, frozen))
 
 
 def _kept_seed() -> bytes:
