@@ -49,13 +49,19 @@ def units(
         groups: of the N samples; pixel and validity are read.
         grid_hw, map_hw: as in ``pipeline.score``.
     """
+    held = held_patches(groups, grid_hw=grid_hw, map_hw=map_hw)
+    sides = [_usual(image, held), _usual(points, np.asarray(groups.valid))]
+    return Units((sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]))
+
+
+def held_patches(groups: PointGroups, *, grid_hw: tuple[int, int], map_hw: tuple[int, int]) -> np.ndarray:
+    """(N, h·w) bool: the image patches that hold the centre of a valid group. Arguments as in ``units``."""
     valid = np.asarray(groups.valid)
     patch = np.asarray(maps.patch_of_pixel(jnp.asarray(groups.pixel), map_hw, grid_hw))
     scans = np.broadcast_to(np.arange(len(valid))[:, None], valid.shape)
-    held = np.zeros(image.shape, bool)
+    held = np.zeros((len(valid), grid_hw[0] * grid_hw[1]), bool)
     held[scans[valid], patch[valid]] = True
-    sides = [_usual(image, held), _usual(points, valid)]
-    return Units((sides[0][0], sides[1][0]), (sides[0][1], sides[1][1]))
+    return held
 
 
 def _usual(scores: np.ndarray, counted: np.ndarray) -> tuple[np.float32, np.float32]:

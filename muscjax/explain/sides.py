@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muscjax import cae, maps, pipeline, rows, scoring
+from muscjax import balance, cae, pipeline, rows, scoring
 from muscjax.config import Config
 from muscjax.explain import place as places
 from muscjax.explain.parts import Side, Stage
@@ -152,10 +152,7 @@ def _everywhere(extracted: Extracted, scores: PatchScores) -> tuple[Any, Any]:
     valid = np.asarray(groups.valid)
     if image is not None and valid.any():
         assert extracted.grid_hw is not None
-        patch = maps.patch_of_pixel(groups.pixel, extracted.map_hw, extracted.grid_hw)
-        scans = np.broadcast_to(np.arange(len(valid))[:, None], valid.shape)
-        held = np.zeros(image.shape, bool)
-        held[scans[valid], np.asarray(patch)[valid]] = True
+        held = balance.held_patches(groups, grid_hw=extracted.grid_hw, map_hw=extracted.map_hw)
         image = np.asarray(image)[held]
     return image, np.asarray(scores.points)[valid]
 
