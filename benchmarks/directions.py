@@ -17,22 +17,23 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import otherwise
 from muscjax import config as configs
 from muscjax import datasets, evaluate, inputs, intervals, maps, metrics, outputs, pipeline, runtime
+from muscjax.backbones import overlap, registry
 from muscjax.config import Config
 from muscjax.console import Observer, watch
 from muscjax.pipeline import Extracted
 from muscjax.requests import Request
-from muscjax.snamd import l2_normalise
 from muscjax.types import Features
 
 RESAMPLES = 500
@@ -49,37 +50,21 @@ class Direction(NamedTuple):
     inside: tuple[str, ...] | None = None
     kept: bool = True  # False: ``inside`` turns it on
     tokens: Tokens | None = None  # or a change of the pooled image features
-
-
-def whitened(tokens: np.ndarray, power: float = 0.5) -> np.ndarray:
-    """Channels turned to the set's principal axes and divided by their deviation to this power."""
-    flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
-    centred = flat - flat.mean(axis=0)
-    variance, axes = np.linalg.eigh(centred.T @ centred / len(flat))
-    scale = np.maximum(variance, 1e-8 * variance[-1]) ** (-power / 2)
-    return (centred @ axes * scale).reshape(tokens.shape).astype(np.float32)
-
-
-def centred(tokens: np.ndarray) -> np.ndarray:
-    """Unit tokens less the set's mean token."""
-    moved = tokens - tokens.mean(axis=(1, 2), keepdims=True)
-    return np.asarray(l2_normalise(jnp.asarray(moved)))
-
-
-def placed(tokens: np.ndarray, weight: float = 0.4) -> np.ndarray:
-    """With the patch's place in the picture beside the token."""
-    side = round(tokens.shape[2] ** 0.5)
-    line = (np.arange(side) + 0.5) * (2 / side) - 1
-    place = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2) * weight
-    shape = (*tokens.shape[:3], 2)
-    return np.concatenate([tokens, np.broadcast_to(place, shape).astype(np.float32)], axis=-1)
+    tiled: bool = False  # images twice as large, in tiles
+    turned: bool = False  # references also in quarter turns
+    nearest: int = 1  # which of the nearest patches counts
+    beside: tuple[str, ...] = ()  # settings of further point features, beside the usual ones
 
 
 _DEPTHS = "network.depths=[0.16667, 0.25, 0.33333, 0.41667, 0.5]"
 _GROUPS = ("ipg.expansion=none", "ipg.initial_size=64", "ipg.group_size=64")
 _OLD_GROUPS = ("ipg.expansion=released", "ipg.group_size=128", "ipg.initial_size=80")
 _QUINCUNX = "network.overlap=quincunx"
+_FULL = "fpfh.full_resolution=true"
+_WIDE = ("fpfh.feature_radius=0.02", "fpfh.feature_neighbours=400")
 _PLACE = ("snamd.place_distance=1.5", "snamd.place_facing=0.9")
+
+AS_IT_IS = Direction("")
 
 DIRECTIONS = (
     Direction("window around the object", ("input.window=object",), ("input.window=whole",)),
@@ -100,9 +85,15 @@ DIRECTIONS = (
     Direction("X = 10 %", ("scoring.interval=0.1",), ("scoring.interval=0.1",), kept=False),
     Direction("X = 3 %", ("scoring.interval=0.03",), ("scoring.interval=0.03",), kept=False),
     Direction("image side 448", ("input.image_size=448",), ("input.image_size=448",), kept=False),
-    Direction("whitened tokens", (), (), kept=False, tokens=whitened),
-    Direction("tokens less their mean", (), (), kept=False, tokens=centred),
-    Direction("place in the picture (2D)", (), (), kept=False, tokens=placed),
+    Direction("whitened tokens", (), (), kept=False, tokens=otherwise.whitened),
+    Direction("tokens less their mean", (), (), kept=False, tokens=otherwise.centred),
+    Direction("place in the picture (2D)", (), (), kept=False, tokens=otherwise.placed),
+    Direction("the third nearest patch", (), (), kept=False, nearest=3),
+    Direction("references in quarter turns", (), (), kept=False, turned=True),
+    Direction("tiles, magnified twice", (), ("network.overlap=none",), kept=False, tiled=True),
+    Direction("FPFH of all the sensor's points", (_FULL,), (_FULL,), kept=False),
+    Direction("FPFH over 20 mm", _WIDE, _WIDE, kept=False),
+    Direction("FPFH over 10 and 20 mm", (), (), kept=False, beside=_WIDE),
 )  # fmt: skip
 
 
@@ -128,22 +119,33 @@ class Bench:
         plan = inputs.plan(request, config)
         return plan, inputs.load(plan.datasets[0], kind, request, plan.config, self.observe, lambda _: None)
 
-    def side(self, config: Config, kind: Any, used: str) -> tuple[Extracted, Config, Any, float]:
+    def side(
+        self, config: Config, kind: Any, used: str, changed: Direction = AS_IT_IS
+    ) -> tuple[Extracted, Config, Any, float]:
         """Features of one modality, from memory where the same settings were asked for before.
 
         kind: of the run, which decides how scans are prepared. used: the modality wanted.
         """
-        key = (kind, used, config.input, config.network if used == "image" else (config.ipg, config.fpfh))
+        tiled, tile = changed.tiled and used == "image", config.input.image_size or 0
+        if tiled:
+            config = configs.override(config, f"input.image_size={2 * tile}")
+        own = (config.network, config.texture) if used == "image" else (config.ipg, config.fpfh)
+        key = (kind, used, config.input, *own)
         snamd = config.snamd
-        key += (snamd.image if used == "image" else dataclasses.replace(snamd, image=True),)
+        key += (snamd.image if used == "image" else dataclasses.replace(snamd, image=True), tiled)
         if key not in self.kept:
             plan, loaded = self.load(config, kind)
-            images, clouds = loaded.images, loaded.clouds
+            images, clouds, backbones = loaded.images, loaded.clouds, plan.backbones(used)
+            if tiled:
+                images = otherwise.enlarged(images, 2 * tile)
+                network = registry.load_image_backbone(self.request.image_backbone, image_size=tile)
+                network = overlap.configured(network, config.network)
+                backbones["image_backbone"] = otherwise.Tiled(network, tile, loaded.config.input.image_step)
             given = (images, None) if used == "image" else (None, clouds)
             seconds = []
             for _ in range(1 + (len(loaded.prepared) <= 16)):  # few scans: the second time is compiled
                 begun = time.process_time()
-                found = pipeline.extract(*given, **plan.backbones(used), config=loaded.config)
+                found = pipeline.extract(*given, **backbones, config=loaded.config)
                 seconds.append(time.process_time() - begun)
             self.kept[key] = (found, loaded.config, loaded.prepared, min(seconds))
         self.kept.move_to_end(key)
@@ -151,27 +153,43 @@ class Bench:
             self.kept.popitem(last=False)
         return self.kept[key]
 
-    def run(self, config: Config, kind: Any, tokens: Tokens | None = None) -> Run:
+    def turned(self, config: Config, kind: Any) -> tuple[np.ndarray, float]:
+        """Image features of the pictures in quarter turns, and the seconds they take."""
+        plan, loaded = self.load(config, kind)
+        begun = time.process_time()
+        extract = functools.partial(pipeline.extract, **plan.backbones("image"), config=loaded.config)
+        return otherwise.turned(loaded.images, extract), time.process_time() - begun
+
+    def run(self, config: Config, kind: Any, changed: Direction = AS_IT_IS) -> Run:
         """All scans scored by all others."""
         wanted = ("image", "points") if kind == "both" else (kind,)
-        sides = [self.side(config, kind, used) for used in wanted]
+        sides = [self.side(config, kind, used, changed) for used in wanted]
         loaded = sides[0][1]
         cells = "bricks" if loaded.network.overlap == "quincunx" else config.maps.cells
         drawn = dataclasses.replace(config.maps, cells=cells)
-        settings = dataclasses.replace(config, input=loaded.input, network=loaded.network, maps=drawn)
+        working = sides[-1][1].input  # of the points, where tiles have other pictures
+        settings = dataclasses.replace(config, input=working, network=loaded.network, maps=drawn)
         image = sides[0][0].features.image if kind != "points" else None
-        if tokens is not None and image is not None:
-            image = tokens(np.asarray(image))
+        if changed.tokens is not None and image is not None:
+            image = changed.tokens(np.asarray(image))
+        points = sides[-1][0].features.points if kind != "image" else None
+        if changed.beside and points is not None:
+            sides.append(self.side(configs.override(config, *changed.beside), kind, "points"))
+            further: Any = sides[-1][0].features.points
+            points = np.concatenate([points, further], axis=-1) / np.float32(2**0.5)
         first, last = sides[0][0], sides[-1][0]
-        levels = (first.features.levels[0], last.features.levels[1])
-        features = Features(image, last.features.points if kind != "image" else None, levels)
+        features = Features(image, points, (first.features.levels[0], last.features.levels[1]))
         whole = Extracted(features, last.clouds, last.groups, first.grid_hw, last.map_hw)
+        beside, took = self.turned(config, kind) if changed.turned and image is not None else (None, 0.0)
         begun = time.process_time()
         shape: dict[str, Any] = {"grid_hw": whole.grid_hw, "map_hw": whole.map_hw}
-        scored = pipeline.score_subsets(whole, settings)
+        if changed.nearest > 1 or beside is not None:
+            scored = otherwise.score(whole, settings, nearest=changed.nearest, beside=beside)
+        else:
+            scored = pipeline.score_subsets(whole, settings)
         found = pipeline.finish(scored, whole.clouds, whole.groups, settings, **shape)
-        seconds = time.process_time() - begun + sum(side[3] for side in sides)
-        frames = [item.frame for item in sides[0][2]]
+        seconds = time.process_time() - begun + took + sum(side[3] for side in sides)
+        frames = [item.frame for item in sides[-1][2]]
         shown = [np.asarray(maps.to_source(m, f)) for m, f in zip(found.anomaly_map, frames, strict=True)]
         return Run(shown, np.asarray(found.pred_score), seconds / len(frames))
 
@@ -269,9 +287,9 @@ def directions(bench: Bench, truth: Truth, table: Table, size: int, only: Sequen
     parts = parts_of(len(truth.labels))
     bases: dict[str, Any] = {}
 
-    def measured(name: str, sets: Sequence[str], tokens: Tokens | None = None) -> tuple[Any, float]:
+    def measured(name: str, sets: Sequence[str], changed: Direction = AS_IT_IS) -> tuple[Any, float]:
         config = configs.override(configs.preset(name), f"input.image_size={size}", *sets)
-        run = bench.run(config, "both", tokens)
+        run = bench.run(config, "both", changed)
         return {p: figures(truth, run, ids) for p, ids in parts.items()}, run.seconds
 
     for way, base in (("in the preset", "muscjax"), ("alone", "released")):
@@ -282,7 +300,7 @@ def directions(bench: Bench, truth: Truth, table: Table, size: int, only: Sequen
                 continue
             if base not in bases:
                 bases[base] = measured(base, ())
-            with_it, without = measured(base, sets, direction.tokens), bases[base]
+            with_it, without = measured(base, sets, direction), bases[base]
             if way == "in the preset" and direction.kept:
                 with_it, without = without, with_it
             rows = []

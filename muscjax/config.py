@@ -212,6 +212,7 @@ def muscjax() -> Config:
         cae=CaeConfig(enabled=False),
         maps=MapConfig(blur="float", cells="gaussian", balance="calm"),
         rscon=RsconConfig(enabled=False),
+        texture=TextureConfig(windows=(3.5, 7.0)),  # larger, as the object in its window is
     )
 
 
