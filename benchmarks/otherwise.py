@@ -75,7 +75,7 @@ class Tiled:
         for number, (row, column) in enumerate(starts):
             total = total.at[:, :, row : row + side, column : column + side].add(found[number])
             count[row : row + side, column : column + side] += 1
-        mean = total / count
+        mean = total / count[None, None]
         return mean.reshape(*mean.shape[:2], 4 * side * side, mean.shape[-1])
 
 
