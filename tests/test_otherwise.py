@@ -38,11 +38,11 @@ def test_the_kth_nearest_patch_is_numpys(nearest):
 def test_the_nearest_and_nothing_beside_it_is_the_pipeline(preset):
     settings = config.override(config.preset(preset), "scoring.interval=0.5")
     whole = Extracted(Features(tokens(2, 2, 6, 16, 8), None, (1, 1)), None, None, (4, 4), (32, 32))
-    found = otherwise.score(whole, settings, nearest=1, beside=None)
-    expected = pipeline.score_subsets(whole, settings)
-    np.testing.assert_allclose(found.image, expected.image, atol=1e-5)
-    third = otherwise.score(whole, settings, nearest=3, beside=None)
-    assert np.all(np.asarray(third.image) > np.asarray(expected.image))
+    expected = np.asarray(pipeline.score_subsets(whole, settings).image)
+    found = np.asarray(otherwise.score(whole, settings, nearest=1, beside=None).image)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    third = np.asarray(otherwise.score(whole, settings, nearest=3, beside=None).image)
+    assert np.all(third > expected)
 
 
 def test_a_reference_beside_is_found():
@@ -51,7 +51,7 @@ def test_a_reference_beside_is_found():
     whole = Extracted(Features(image, None, (1, 1)), None, None, (4, 4), (32, 32))
     settings = config.override(config.muscjax(), "scoring.interval=0.3")
     found = otherwise.score(whole, settings, nearest=1, beside=beside)
-    np.testing.assert_allclose(found.image, 0, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(found.image), 0, atol=1e-3)
 
 
 def test_tiles_of_a_local_network_are_the_whole_picture():
