@@ -1,0 +1,89 @@
+"""Defects of the synthetic line as ``released`` and as ``muscjax`` see them: a row of three tiles for each.
+
+    python -m benchmarks.picture --part gear --out benchmarks/results/preset/gear.jpg
+
+Photograph with the defect outlined, then both presets' heat maps over it, colours as in the report. Of every
+defect named the first scan is shown, whatever comes out. Weight-free, both modalities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from scipy.ndimage import binary_dilation
+
+from benchmarks.directions import Bench, truth_of
+from benchmarks.kinds import PRESETS
+from muscjax import colormap, datasets, inputs, runtime
+from muscjax import config as configs
+from muscjax.console import watch
+from muscjax.datasets import synthetic
+from muscjax.requests import Request
+
+_TILE = 300  # pixels of a tile's side
+_GAP = 6  # of white around it
+_MARGIN = 0.06  # around the object, a share of the picture's side
+
+
+def window(inside: np.ndarray) -> tuple[slice, slice]:
+    """A square around all objects: (N, H, W) bool."""
+    rows, columns = (np.flatnonzero(inside.any(axis=(0, axis))) for axis in (2, 1))
+    size = inside.shape[1:]
+    side = min(max(np.ptp(rows), np.ptp(columns)) + 1 + round(2 * _MARGIN * min(size)), *size)
+    first = [
+        int(np.clip((found[0] + found[-1] + 1 - side) // 2, 0, length - side))
+        for found, length in zip((rows, columns), size, strict=True)
+    ]
+    return slice(first[0], first[0] + side), slice(first[1], first[1] + side)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", default="gear", choices=synthetic.parts())
+    parser.add_argument("--defects", nargs="+", default=["colour_stain", "depth_warp", "both_chip"])
+    parser.add_argument("--scans", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/preset/gear.jpg"))
+    options = parser.parse_args()
+    runtime.prepare()
+    with tempfile.TemporaryDirectory() as place, watch(Console(stderr=True), quiet=True) as observe:
+        line = synthetic.write_line(
+            Path(place), part=options.part, scans=options.scans, defective=0.4, seed=options.seed
+        )
+        request = Request(line, Path())
+        bench = Bench(request, observe)
+        scans = inputs.plan(request, configs.released()).datasets[0].scans
+        truth, maps = truth_of(scans), [bench.run(configs.preset(name), "both").maps for name in PRESETS]
+        limits = [colormap.heat_limits(found) for found in maps]
+        defects = [scan.defect for scan in scans]
+        rows = []
+        for number in (defects.index(name) for name in options.defects):
+            photograph = scans[number].image
+            assert photograph is not None
+            rgb, mask = datasets.load_image(photograph), truth.masks[number] > 0
+            outlined = rgb.copy()
+            far, near = (np.asarray(binary_dilation(mask, iterations=pixels)) for pixels in (3, 2))
+            outlined[far & ~near] = 255
+            heat = [
+                colormap.overlay(rgb, found[number], limits=low_high)
+                for found, low_high in zip(maps, limits, strict=True)
+            ]
+            cut = window(np.stack(truth.inside))
+            around = ((_GAP, _GAP), (_GAP, _GAP), (0, 0))
+            tiles = [
+                np.asarray(Image.fromarray(tile[cut]).resize((_TILE, _TILE))) for tile in (outlined, *heat)
+            ]
+            rows.append(np.hstack([np.pad(tile, around, constant_values=255) for tile in tiles]))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.vstack(rows)).save(options.out, quality=88)
+
+
+if __name__ == "__main__":
+    main()
