@@ -69,7 +69,7 @@ def main() -> None:
             assert photograph is not None
             rgb, mask = datasets.load_image(photograph), truth.masks[number] > 0
             outlined = rgb.copy()
-            far, near = (np.asarray(binary_dilation(mask, iterations=pixels)) for pixels in (3, 2))
+            far, near = (np.asarray(binary_dilation(mask, iterations=pixels), bool) for pixels in (3, 2))
             outlined[far & ~near] = 255
             heat = [
                 colormap.overlay(rgb, found[number], limits=low_high)
