@@ -9,7 +9,7 @@ at the size of the masks. The even ones are to choose by, the odd ones to report
 ``alone``: the released preset with this one change, less the released preset. ``in the preset``: the preset,
 less the preset without it; of a direction that the preset does not have, the preset with it less the preset.
 Intervals: 95 %, of the paired difference, scans drawn with replacement. Seconds are of all threads, of one
-scan, with programs compiled and cached.
+scan; of the features with programs compiled for sets of at most 16 scans alone, so read them as hints.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Direction(NamedTuple):
     """One idea: what turns it on in the released preset, and what turns it off (or on) in ``muscjax``."""
 
     name: str
-    alone: tuple[str, ...] | None = None
-    inside: tuple[str, ...] | None = None
+    alone: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
     kept: bool = True  # False: ``inside`` turns it on
     tokens: Tokens | None = None  # or a change of the pooled image features
     tiled: bool = False  # images twice as large, in tiles
@@ -296,7 +296,7 @@ def directions(bench: Bench, truth: Truth, table: Table, size: int, only: Sequen
         for direction in DIRECTIONS:
             sets = direction.inside if way == "in the preset" else direction.alone
             unwanted = bool(only) and direction.name not in only
-            if sets is None or unwanted or table.has(direction.name, way, "odd"):
+            if unwanted or table.has(direction.name, way, "odd"):
                 continue
             if base not in bases:
                 bases[base] = measured(base, ())

@@ -59,6 +59,8 @@ def line(table: Table, part: str, seed: int, options: argparse.Namespace) -> Non
         members = {name: [i for i, s in enumerate(scans) if s.defect == name] for name in DEFECTS}
         members[EVERY] = [i for ids in members.values() for i in ids]
         for kind in MODALITIES:
+            if table.has(part, str(seed), kind):
+                continue
             runs = {name: bench.run(configs.preset(name), kind) for name in PRESETS}
             rows = []
             for defect, ids in members.items():

@@ -61,7 +61,8 @@ class Tiled:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         side = self.tile // self.patch_size
-        starts = [(side // 2) * np.asarray((row, column)) for row in range(3) for column in range(3)]
+        line = (0, side // 2, side)
+        starts = [np.asarray((row, column)) for row in line for column in line]
 
         def one(start: jax.Array) -> jax.Array:
             first = start * self.patch_size
@@ -107,8 +108,10 @@ def distances(queries: Array, references: Array, valid: Array | None, *, nearest
     own, lengths = (jnp.sum(x * x, axis=2) for x in (queries, references))
     lengths = lengths if valid is None else jnp.where(valid, lengths, jnp.inf)
 
+    exact = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
     def to_one(query: jax.Array, length: jax.Array, reference: jax.Array, squared: jax.Array) -> jax.Array:
-        table = length[:, None] + squared[None] - 2 * query @ reference.T
+        table = length[:, None] + squared[None] - 2 * exact(query, reference.T)
         least = jnp.min(table, axis=1)
         for _ in range(nearest - 1):
             table = jnp.where(table <= least[:, None], jnp.inf, table)

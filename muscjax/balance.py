@@ -29,7 +29,7 @@ class Units(NamedTuple):
     """What is usual on the object, of the image and of the points."""
 
     centre: tuple[np.float32, np.float32]  # the median score
-    reach: tuple[np.float32, np.float32]  # of a calm scan's highest score above it; 1 where all are equal
+    reach: tuple[np.float32, np.float32]  # of a calm scan's highest score above it; 1 where none is above
 
 
 def units(
@@ -65,13 +65,19 @@ def held_patches(groups: PointGroups, *, grid_hw: tuple[int, int], map_hw: tuple
 
 
 def _usual(scores: np.ndarray, counted: np.ndarray) -> tuple[np.float32, np.float32]:
-    """Median of the scores that count, (N, M) each, and the reach of the calm scans."""
+    """Median of the scores that count, (N, M) each, and the reach of the calm scans.
+
+    Two kinds of scans say nothing of calm ones and are left out: those stored twice, whose every score may
+    be 0, and those of which next to nothing was scanned.
+    """
     if not counted.any():
         return np.float32(0), np.float32(1)
     centre = np.median(scores[counted])
-    highest = np.where(counted, scores, -np.inf).max(axis=1)[counted.any(axis=1)]
-    reach = np.quantile(highest, _CALM) - centre
-    return np.float32(centre), np.float32(reach if reach > 0 else 1)
+    held = counted.sum(axis=1)
+    highest = np.where(counted, scores, -np.inf).max(axis=1)
+    highest = highest[(highest > centre) & (2 * held >= np.median(held[held > 0]))]
+    reach = np.quantile(highest, _CALM) - centre if len(highest) else 1
+    return np.float32(centre), np.float32(reach)
 
 
 def excess(map: Array, centre: Array | np.float32, reach: Array | np.float32) -> Array:

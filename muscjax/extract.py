@@ -23,6 +23,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 CLOUD_BATCH = 4
 GROUP_FIELDS = ("centers", "center_index", "curvature", "pixel", "valid")  # what is kept: not the members
 SAMPLE_BUCKET = 8  # the smallest padded number of samples
+_NORMALISED = 16.0  # no picture that was normalised for a network reaches it; one of 8 or 16 bits does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +162,7 @@ def extract_images(
         is a stage of its own.
     """
     total, first = len(images), np.asarray(images[0:1])
+    _check_picture("images[0]", first[0])
     one = jax.ShapeDtypeStruct((1, *first.shape[1:]), first.dtype)
     stages, _, m, _ = jax.eval_shape(backbone, one).shape
     grid_hw = grid_hw or patch_grid(backbone, m, (first.shape[1], first.shape[2]))
@@ -190,7 +192,7 @@ def extract_images(
         for ids in (list(samples[k : k + batch]) for k in range(0, len(samples), batch)):
             chunk = np.asarray(images[ids[0] : ids[-1] + 1])
             for i, image in zip(ids, chunk, strict=True):
-                _check_numbers(f"images[{i}]", image)
+                _check_picture(f"images[{i}]", image)
             result = run(np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)]))
             store()  # the device works on this batch while the previous one is stored
             pending = (ids, result)
@@ -203,6 +205,21 @@ def _check_numbers(name: str, *arrays: Any) -> None:
     for array in map(np.asarray, arrays):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{name}: found NaN or infinity, expected numbers")
+
+
+def _check_picture(name: str, image: Any) -> None:
+    """A picture of another range would be believed too: 16 bits, or floats up to 255.
+
+    Floats may be normalised already, for a backbone that wants that.
+    """
+    image = np.asarray(image)
+    kind, shape = image.dtype, image.shape
+    if len(shape) != 3 or shape[2] != 3 or not (kind == np.uint8 or kind.kind == "f"):
+        raise InputError(f"{name}: found {shape} {kind}, expected (H, W, 3) uint8, or floats in [0, 1]")
+    _check_numbers(name, image)
+    highest = np.abs(image).max(initial=0)
+    if kind.kind == "f" and highest > _NORMALISED:
+        raise InputError(f"{name}: found floats up to {highest:g}, expected [0, 1], or uint8")
 
 
 def _check_finite(kind: str, features: np.ndarray, ids: Sequence[int]) -> None:

@@ -63,6 +63,30 @@ def test_units_against_loops(scored):
     np.testing.assert_allclose(units(*scored), by_loops(*scored), rtol=1e-6)
 
 
+def test_scans_stored_twice_are_no_calm_ones():
+    rng = np.random.default_rng(5)
+    groups = groups_of(rng.integers(0, 72, (20, 30)), np.ones((20, 30), bool))
+    image, points = (1 + rng.random(size).astype(np.float32) for size in ((20, 6), (20, 30)))
+    usual = units(image, points, groups)
+    image[:5], points[:5] = 0, 0  # a quarter of the set, each the like of another
+    again = units(image, points, groups)
+    assert again.reach != (1, 1)
+    np.testing.assert_allclose(np.add(*again), np.add(*usual), rtol=0.1)  # what is one unit on the map
+
+
+def test_scans_of_next_to_nothing_are_no_calm_ones():
+    rng = np.random.default_rng(6)
+    valid = np.ones((20, 30), bool)
+    points = rng.random((20, 30)).astype(np.float32)
+    image = rng.random((20, 6)).astype(np.float32)
+    pixel = rng.integers(0, 72, (20, 30))
+    usual = units(image, points, groups_of(pixel, valid))
+    valid[:5, 1:] = False
+    points[:5, 0] = 0.51  # hardly above the middle: the reach of these five would be next to nothing
+    found = units(image, points, groups_of(pixel, valid))
+    np.testing.assert_allclose(found.reach[1], usual.reach[1], rtol=0.1)
+
+
 @EITHER_WAY
 def test_join_against_loops(compiled, scored):
     found = units(*scored)

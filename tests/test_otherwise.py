@@ -54,15 +54,16 @@ def test_a_reference_beside_is_found():
     np.testing.assert_allclose(np.asarray(found.image), 0, atol=1e-3)
 
 
-def test_tiles_of_a_local_network_are_the_whole_picture():
+@pytest.mark.parametrize("side", [4, 5])
+def test_tiles_of_a_local_network_are_the_whole_picture(side):
     def network(images):  # the mean colour of every patch of 4 pixels
         b, h, w, c = images.shape
         return images.reshape(b, h // 4, 4, w // 4, 4, c).mean(axis=(2, 4)).reshape(1, b, -1, c)
 
-    picture = jnp.asarray(np.random.default_rng(4).random((2, 32, 32, 3)), jnp.float32)
-    tiled = otherwise.Tiled(jax.tree_util.Partial(network), tile=16, patch_size=4)
+    picture = jnp.asarray(np.random.default_rng(4).random((2, 8 * side, 8 * side, 3)), jnp.float32)
+    tiled = otherwise.Tiled(jax.tree_util.Partial(network), tile=4 * side, patch_size=4)
     np.testing.assert_allclose(tiled(picture), network(picture), atol=1e-6)
-    assert patch_grid(tiled, 64, (32, 32)) == (8, 8)
+    assert patch_grid(tiled, 4 * side**2, (8 * side, 8 * side)) == (2 * side, 2 * side)
 
 
 def test_pictures_grow_and_turn():

@@ -301,6 +301,18 @@ def test_a_second_set_of_the_same_size_compiles_nothing():
             lambda i, c: muscjax.detect(i * np.nan, image_backbone=image_tokens),
             r"images\[0\]: found NaN or infinity",
         ),
+        (
+            lambda i, c: muscjax.detect((65535 * i).astype(np.uint16), image_backbone=image_tokens),
+            r"images\[0\]: found .* uint16, expected .* uint8",
+        ),
+        (
+            lambda i, c: muscjax.detect(255 * i, image_backbone=image_tokens),
+            r"images\[0\]: found floats up to \d+",
+        ),
+        (
+            lambda i, c: muscjax.detect(i[..., 0], image_backbone=image_tokens),
+            r"images\[0\]: found \(\d+, \d+\) ",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, named):
