@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks import otherwise
@@ -309,6 +310,7 @@ def directions(bench: Bench, truth: Truth, table: Table, size: int, only: Sequen
                 row |= {"kept": str(direction.kept)} | difference(with_it[0][part], without[0][part])
                 rows.append(row | {"cpu_s_per_scan": with_it[1] - without[1]})
             table.add(rows)
+            jax.clear_caches()  # the programs of fifty variants are more than one process may map
 
 
 def main() -> None:

@@ -317,7 +317,7 @@ def detect(
     """Anomaly maps and scores of a set of unlabeled scans, each scored by all the others.
 
     Args:
-        images: (N, H, W, 3) uint8 or float32 in [0, 1] (or normalised already, where the backbone wants that),
+        images: (N, H, W, 3) uint8 or float32 in [0, 1] (or normalised already, where the backbone wants it),
             or a lazy sequence of such rows; None: points only.
         clouds: N ``Cloud`` objects, or an array (N, H, W, 3) of organised XYZ in metres (0 = no point);
             None: images only. The maps have the size of the XYZ arrays. The pixels of ``Cloud`` objects count
