@@ -36,11 +36,13 @@ EVERY = "all"  # defects together
 
 
 def precision(truth: Truth, run: Run, ids: Sequence[int]) -> tuple[float, float]:
-    """Average precision on the object, and the hit rate, of these scans; per cent."""
+    """Average precision on the object, and the hit rate, of these scans, some of them defective; per cent."""
     part, shown = truth.take(ids), [run.maps[i] for i in ids]
     ap = metrics.foreground_ap(part.masks, shown, part.inside)
     hit = metrics.hit_rate(part.masks, shown)
-    return 100 * (ap or 0.0), 100 * (hit or 0.0)
+    assert ap is not None
+    assert hit is not None
+    return 100 * ap, 100 * hit
 
 
 def line(table: Table, part: str, seed: int, options: argparse.Namespace) -> None:

@@ -1,13 +1,15 @@
-"""What ``benchmarks.directions`` tries beside the preset does what its rows say."""
+"""The benchmarks of the preset: what they try beside it does what its rows say, and tables go on."""
 
 from __future__ import annotations
+
+import argparse
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import directions, otherwise
+from benchmarks import directions, kinds, otherwise
 from muscjax import config, pipeline
 from muscjax.extract import patch_grid
 from muscjax.pipeline import Extracted
@@ -90,3 +92,30 @@ def test_every_direction_is_a_setting_or_a_change():
         for preset, sets in (("released", direction.alone), ("muscjax", direction.inside)):
             given = config.preset(preset)
             assert not sets or config.override(given, *sets) != given, (direction.name, preset)
+
+
+def test_an_interrupted_table_goes_on_where_it_was(tmp_path, monkeypatch):
+    options = argparse.Namespace(scans=6, defective=0.5, image_backbone="texture")
+    asked = []
+
+    class Fake(directions.Bench):
+        def run(self, config, kind, changed=directions.AS_IT_IS):
+            asked.append((config.preset, kind))
+            if kind == "both" and asked.count(("released", "both")) == 1:
+                raise KeyboardInterrupt
+            maps = np.random.default_rng(0).random((6, 256, 256)).astype(np.float32)
+            return directions.Run(list(maps), np.zeros(6), 0.0)
+
+    monkeypatch.setattr(kinds, "Bench", Fake)
+    keys = ("part", "seed", "modality")
+    with pytest.raises(KeyboardInterrupt):
+        kinds.line(directions.Table(tmp_path / "kinds.csv", keys), "cap", 0, options)
+    table = directions.Table(tmp_path / "kinds.csv", keys)
+    assert {row["modality"] for row in table.rows} == {"image", "points"}
+    kinds.line(table, "cap", 0, options)
+    places = [tuple(row[key] for key in (*keys, "defect")) for row in table.rows]
+    assert len(set(places)) == len(places)
+    assert asked[-2:] == [("released", "both"), ("muscjax", "both")]
+    assert all(n == 1 for _, _, n in kinds.differences(table.rows).values())
+    again = directions.Table(tmp_path / "kinds.csv", keys)
+    assert again.rows == [{k: str(v) for k, v in row.items()} for row in table.rows]
