@@ -17,7 +17,7 @@ from muscjax.config import Config
 from muscjax.pipeline import AVERAGES, Extracted
 from muscjax.snamd import l2_normalise
 from muscjax.stages import score_stage
-from muscjax.totals import add_part, features_of, patch_scores
+from muscjax.totals import add_part, count_of, features_of, patch_scores
 from muscjax.types import Array, PatchScores
 
 QUARTERS = (1, 2, 3)  # turns of the references, beside the unturned ones
@@ -133,7 +133,7 @@ def score(extracted: Extracted, config: Config, *, nearest: int, beside: np.ndar
     features, groups = extracted.features, extracted.groups
     _, plan = pipeline.plan_of(features, config)
     given = features_of(features)
-    n = next(x for x in given if x is not None).shape[1]
+    n = count_of(features)
     references: tuple[Any, Any] = given
     if beside is not None:
         references = (np.concatenate([np.asarray(features.image), beside], axis=2), features.points)

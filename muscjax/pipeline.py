@@ -35,7 +35,7 @@ from muscjax.extract import (
     silent,
 )
 from muscjax.stages import measure_stage, score_stage
-from muscjax.totals import add_part, features_of, on_host, pad_groups, patch_scores
+from muscjax.totals import add_part, count_of, features_of, on_host, pad_groups, patch_scores
 from muscjax.types import Array, Cloud, Detection, Features, PatchScores, PointGroups
 
 AVERAGES = {"interval": scoring.interval_average, "mean": scoring.plain_average}
@@ -77,7 +77,7 @@ def plan_of(features: Features, config: Config) -> tuple[int, scoring.Plan]:
     budget = config.run.memory_budget
     held = _held(size, given)
     if held > budget:
-        n = next(x for x in features_of(features) if x is not None).shape[1]
+        n = count_of(features)
         raise InputError(
             f"run.memory_budget: one stage's features of {n} scans take "
             f"{held / 2**30:.1f} GiB, more than {budget / 2**30:.1f} GiB; raise it, or score in run.subsets"
@@ -125,7 +125,7 @@ def score(
         InputError: fewer than two samples, stages that do not match, or a memory budget that cannot hold one
             sample's rows.
     """
-    n = next(x for x in features_of(features) if x is not None).shape[1]
+    n = count_of(features)
     if n < 2:
         raise InputError(f"mutual scoring needs at least two scans, found {n}")
     entries = rows.paired_entries(features)
@@ -242,7 +242,7 @@ def score_subsets(extracted: Extracted, config: Config, **keywords: Any) -> Patc
     """``score`` within each of ``config.run.subsets`` random parts; the parts' scores are pooled."""
     features, groups = extracted.features, extracted.groups
     keywords |= {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
-    n = next(x for x in features_of(features) if x is not None).shape[1]
+    n = count_of(features)
     if config.run.subsets == 1:
         return score(features, groups, config, **keywords)
     parts = subset_ids(n, config.run.subsets, config.run.seed)

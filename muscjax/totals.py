@@ -57,3 +57,8 @@ def _salient(features: Any, levels: int, scores: np.ndarray) -> np.ndarray:
 def features_of(features: Features) -> tuple[Any, Any]:
     """Both modalities, each an array or None."""
     return features.image, features.points
+
+
+def count_of(features: Features) -> int:
+    """N, the number of samples."""
+    return next(x for x in features_of(features) if x is not None).shape[1]

@@ -139,10 +139,7 @@ def _checked(queries: Features, references: Features, same: np.ndarray | None) -
     ]
     if shapes[0] != shapes[1] or queries.levels != references.levels:
         raise InputError(f"features of new scans: found {shapes[0]}, expected the references' {shapes[1]}")
-    q, r = (
-        next(x for x in pipeline.features_of(features) if x is not None).shape[1]
-        for features in (queries, references)
-    )
+    q, r = pipeline.count_of(queries), pipeline.count_of(references)
     alone = np.zeros(q, bool) if same is None else same.all(axis=1)
     if r == 0 or alone.any():
         raise InputError("scoring against references: found none but the scan itself, expected at least one")
