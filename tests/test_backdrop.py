@@ -75,6 +75,43 @@ def test_uneven_light_is_not_an_object(ground, part, kind):
     assert not found(picture(np.zeros(HW, bool), ground, light=light)).any()
 
 
+@pytest.mark.parametrize("level", [120, 200, 235])
+@pytest.mark.parametrize("hw", [(240, 320), (200, 200)])
+def test_a_lens_that_darkens_the_corners_is_not_an_object(hw, level):
+    """By the fourth power of the cosine, which no quadratic surface follows, and 30 % in the corners."""
+    far = sum(each**2 * side**2 for each, side in zip(axes(hw), hw, strict=True)) / (hw[0] ** 2 + hw[1] ** 2)
+    light = level * (1 + (0.7**-0.5 - 1) * far) ** -2 - level
+    part = (90, 150, 130, 190)
+    assert not found(picture(np.zeros(hw, bool), (level,) * 3, light=light)).any()
+    assert window.extent(found(picture(box(part, hw), (level,) * 3, (30, 30, 30), light=light))) == part
+
+
+SIDES = {"top": np.s_[:1], "bottom": np.s_[-1:], "left": np.s_[:, :1], "right": np.s_[:, -1:]}
+
+
+@pytest.mark.parametrize("part", [None, (60, 130, 90, 170), (0, 60, 90, 170), (150, 240, 250, 320)])
+@pytest.mark.parametrize(
+    "sides",
+    [[side] for side in SIDES] + [["top", "left"], ["bottom", "right"], ["top", "bottom"], [*SIDES]],
+    ids="+".join,
+)
+def test_a_black_edge_is_not_an_object(sides, part):
+    """Not even where it touches one that reaches over the border."""
+    hw = (240, 320)
+    truth = np.zeros(hw, bool) if part is None else box(part, hw)
+    rgb = picture(truth, (200, 200, 200), (60, 60, 60))
+    for side in sides:
+        rgb[SIDES[side]] = 0
+    assert window.extent(found(rgb)) == part
+
+
+def test_two_black_rows_are_not_an_object_and_three_are():
+    for rows, extent in ((2, None), (3, (0, 3, 0, 400))):
+        rgb = picture(np.zeros((400, 400), bool), (200, 200, 200))
+        rgb[:rows] = 0
+        assert window.extent(found(rgb)) == extent
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_sensor_noise_is_not_an_object(seed):
     mask = found(picture(box(), (60, 60, 60), (150, 150, 150), noise=6.0, seed=seed))

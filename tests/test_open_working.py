@@ -12,7 +12,7 @@ import pytest
 
 from muscjax import datasets
 from muscjax.config import Config, FpfhConfig, InputConfig
-from muscjax.datasets import making, prepare
+from muscjax.datasets import making, prepare, workers
 from muscjax.errors import InputError
 from muscjax.preprocess import cache
 from tests import layouts
@@ -95,6 +95,42 @@ class TestCached:
         again = self.all_of(category, tmp_path, progress=lambda *step: said.append(step))
         self.equal(first, again)
         assert said == [(0, 4)] * 4 + [(k, 4) for k in (1, 2, 3, 4)] * 2
+
+    @pytest.mark.parametrize("processes", [None, 0, 2])
+    def test_objects_are_looked_for_once_and_where_it_is_said(
+        self, category, tmp_path, monkeypatch, processes
+    ):
+        """For a window; what the cache holds starts no process."""
+        started, spread = [], workers.spread
+
+        def spy(function, items, *, processes):
+            started.append((function, len(items), processes))
+            return spread(function, items, processes=processes)
+
+        monkeypatch.setattr(workers, "spread", spy)
+        monkeypatch.setattr(workers, "process_count", lambda items: 1 if items else 0)
+        config = Config(input=InputConfig(image_size=32, window="object"))
+        given = {"modality": "both", "cache_dir": tmp_path / "cache", "processes": processes}
+        first = datasets.open_working(scans_of(category), config, **given)
+        count = 1 if processes is None else processes
+        assert started == [(making.extent, 4, count), (making.make, 4, count)]
+        started.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(making, "_object", lambda *args: pytest.fail("looked for again"))
+            self.equal(first, datasets.open_working(scans_of(category), config, **given))
+        assert [count for _, count, _ in started] == [0, 0]
+
+    def test_damaged_extents_are_looked_for_again(self, category, tmp_path):
+        config = Config(input=InputConfig(image_size=32, window="object"))
+        given = {"modality": "points", "cache_dir": tmp_path / "cache"}
+        first = datasets.open_working(scans_of(category), config, **given)
+        kept = [path for path in self.entries(tmp_path) if "extent" in cache.unpack(path).layout]
+        assert len(kept) == 4
+        content = [path.read_bytes() for path in kept]
+        for path, whole in zip(kept, content, strict=True):
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        self.equal(first, datasets.open_working(scans_of(category), config, **given))
+        assert [path.read_bytes() for path in kept] == content
 
     def test_other_sizes_find_the_object_again(self, category, tmp_path, monkeypatch):
         self.all_of(category, tmp_path)

@@ -8,70 +8,17 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from muscjax import datasets, maps
 from muscjax.config import Config, InputConfig
 from muscjax.datasets import making, workers
+from muscjax.datasets.sources import load_scan_xyz
 from muscjax.datasets.windows import windowed
 from muscjax.errors import InputError
-from muscjax.preprocess import backdrop, window
+from muscjax.preprocess import backdrop, find_foreground, removed_pixels, valid_points
 from muscjax.types import Frame
 from tests import layouts
-
-SIDES = st.integers(1, 60)
-
-
-@given(st.integers(0, 1000))
-def test_extent_is_the_smallest_rectangle(seed):
-    rng = np.random.default_rng(seed)
-    mask = rng.random((9, 13)) < 0.03
-    found = window.extent(mask)
-    if not mask.any():
-        assert found is None
-        return
-    assert found is not None
-    top, bottom, left, right = found
-    outside = mask.copy()
-    outside[top:bottom, left:right] = False
-    assert not outside.any()
-    inner = mask[top:bottom, left:right]
-    assert all(edge.any() for edge in (inner[0], inner[-1], inner[:, 0], inner[:, -1]))
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), SIDES, st.integers(0, 40), SIDES), max_size=5))
-def test_the_common_side_holds_every_object(found):
-    extents = [(top, top + h, left, left + w) for top, h, left, w in found]
-    side = window.common_side([None, *extents], 0.1)
-    assert side == window.common_side(extents, 0.1)
-    assert all(1.1 * max(h, w) <= side < 1.1 * 60 + 1 for _, h, _, w in found)
-    assert side > 0 or not found
-
-
-@given(st.integers(0, 60), st.integers(0, 60), SIDES, st.integers(1, 120))
-def test_a_window_lies_in_the_picture_and_holds_what_fits(top, left, size, side):
-    hw = (120, 125)
-    inside = (top, min(top + size, hw[0]), left, min(left + size, hw[1]))
-    found = window.window(inside, side, hw)
-    if side >= 0.95 * 120:
-        assert found is None
-        return
-    assert found is not None
-    y, x, h, w = found
-    assert (h, w) == (side, side)
-    assert 0 <= y <= hw[0] - side
-    assert 0 <= x <= hw[1] - side
-    if size <= side:
-        assert y <= inside[0]
-        assert x <= inside[2]
-        assert max(inside[1] - y, inside[3] - x) <= side
-
-
-def test_nothing_to_look_at_takes_the_middle():
-    assert window.window(None, 10, (100, 60)) == (45, 25, 10, 10)
-    assert window.window(None, 0, (100, 60)) is None
 
 
 @pytest.fixture
@@ -120,16 +67,25 @@ def test_every_scan_is_cut_to_its_object(scans):
 
 def test_image_mask_and_points_are_cut_alike(scans):
     cut = opened(scans)
-    for scan, item in zip(scans, cut.prepared, strict=True):
+    assert cut.images is not None
+    defective = 0
+    for scan, item, image in zip(scans, cut.prepared, cut.images[0 : len(scans)], strict=True):
         (y, x, side, _), cloud, foreground, mask = parts(item)
         stored = np.asarray(Image.open(scan.mask)) != 0 if scan.mask else np.zeros((64, 64), bool)
-        part = stored[y : y + side, x : x + side].astype(np.float64)
+        part = stored[y : y + side, x : x + side]
         size = cut.map_size
-        if part.any() and mask.any():  # the mask's middle is where it is in the part
+        assert mask.any() == part.any()
+        if part.any():  # the mask's middle is where it is in the part
+            defective += 1
             middle = [np.argwhere(m).mean(axis=0) + 0.5 for m in (part, mask)]
             np.testing.assert_allclose(middle[1] * side / size, middle[0], atol=1.5)
+        cleaned = removed_pixels(valid_points(xyz := load_scan_xyz(scan)), find_foreground(xyz).mask)
+        shown = np.where(cleaned[..., None], np.uint8(0), np.asarray(Image.open(scan.image)))
+        shown = Image.fromarray(shown[y : y + side, x : x + side]).resize((32, 32), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(image, shown)
         rows, columns = np.divmod(np.asarray(cloud.pixel)[np.asarray(cloud.valid)], size)
         assert foreground[rows, columns].all()
+    assert defective
 
 
 def test_the_whole_grid_of_a_sensor_is_cut_as_well():
@@ -157,47 +113,67 @@ def tasks_of(scans, size=448, image_size=448):
     return [making.Task(scan, "both", frame, image_size) for scan in scans]
 
 
-def test_a_side_beyond_the_photograph_is_lowered(scans, monkeypatch):
-    monkeypatch.setattr(making, "extent", lambda task: (100, 300, 120, 310))
-    cut, notes = windowed(tasks_of(scans[:2]), 0.06)
+def test_a_side_beyond_the_photograph_is_lowered(scans):
+    told = [(100, 300, 120, 310)] * 2
+    cut, notes = windowed(tasks_of(scans[:2]), told, 0.06)
     assert notes == ["the window is 212 pixels wide: images at 224 instead of 448"]
     assert [task.frame.crop for task in cut] == [(94, 109, 212, 212)] * 2
     assert {task.image_size for task in cut} == {224}
     assert {task.frame.working_hw for task in cut} == {(round(448 * 212 / 400),) * 2}
-    kept, _ = windowed(tasks_of(scans[:2], image_size=112), 0.06)
+    kept, _ = windowed(tasks_of(scans[:2], image_size=112), told, 0.06)
     assert {task.image_size for task in kept} == {112}
 
 
 @pytest.mark.parametrize(("patch", "lowered"), [(8, 256), (14, 266), (16, 256), (32, 256)])
-def test_a_lowered_side_is_a_multiple_of_the_patch(scans, monkeypatch, patch, lowered):
-    monkeypatch.setattr(making, "extent", lambda task: (100, 340, 120, 310))
-    cut, _ = windowed(tasks_of(scans[:2], image_size=518), 0.06, step=patch)
+def test_a_lowered_side_is_a_multiple_of_the_patch(scans, patch, lowered):
+    cut, _ = windowed(tasks_of(scans[:2], image_size=518), [(100, 340, 120, 310)] * 2, 0.06, step=patch)
     assert cut[0].frame.crop[2] == 255
     assert {task.image_size for task in cut} == {lowered}
 
 
-def test_pictures_of_several_sizes_stay_whole(scans, monkeypatch):
-    monkeypatch.setattr(making, "extent", lambda task: (100, 300, 120, 310))
+def test_pictures_of_several_sizes_stay_whole(scans):
     tasks = tasks_of(scans[:2])
     tasks[1] = dataclasses.replace(tasks[1], frame=dataclasses.replace(tasks[1].frame, source_hw=(800, 800)))
-    kept, notes = windowed(tasks, 0.06)
+    kept, notes = windowed(tasks, [(100, 300, 120, 310)] * 2, 0.06)
     assert kept == tasks
     assert notes == ["pictures of several sizes: no window around the object"]
 
 
-def test_an_object_as_wide_as_the_picture_leaves_everything(scans, monkeypatch):
-    monkeypatch.setattr(making, "extent", lambda task: (0, 399, 100, 200))
-    tasks = tasks_of(scans[:2])
-    assert windowed(tasks, 0.06) == (tasks, [])
+@pytest.mark.parametrize(
+    ("told", "note"),
+    [
+        (
+            [(100, 300, 120, 310), (20, 30, 4, 396), (0, 399, 100, 200), None],
+            "{2}: its object is 399 pixels wide, the picture 400 (the widest of 2 such)",
+        ),
+        (
+            [(100, 300, 120, 310), (20, 30, 4, 396), None, (100, 300, 120, 310)],
+            "{1}: its object is 392 pixels wide, the picture 400",
+        ),
+        ([(0, 399, 100, 200), (0, 400, 0, 400), (0, 400, 2, 399), None], "every object fills its picture"),
+        ([None] * 4, "no object in any scan"),
+    ],
+    ids=["two", "one", "every", "none"],
+)
+def test_an_object_as_wide_as_the_picture_leaves_everything(scans, told, note):
+    tasks = tasks_of(scans)
+    said = note.format(*(scan.xyz for scan in scans))
+    assert windowed(tasks, told, 0.06) == (tasks, [f"{said}: no window around the object"])
 
 
-def test_a_scan_that_cannot_be_read_is_named(scans, monkeypatch):
+def test_a_given_side_as_wide_as_the_picture_leaves_everything(scans):
+    tasks = tasks_of(scans)
+    said = f"{scans[0].xyz}: the picture is 400 pixels wide, the window 390: no window around the object"
+    assert windowed(tasks, [(100, 300, 120, 310)] * len(tasks), 0.06, side=390) == (tasks, [said])
+
+
+def test_scans_that_cannot_be_read_are_named(scans, monkeypatch):
     def broken(task):
         raise InputError(f"{task.scan.name}: broken")
 
     monkeypatch.setattr(making, "extent", broken)
-    with pytest.raises(InputError, match=r"broken \(first of 2 problems\)"):
-        windowed(tasks_of(scans[:2]), 0.06)
+    with pytest.raises(InputError, match=rf"{scans[0].name}: broken \(first of {len(scans)} problems\)"):
+        opened(scans)
 
 
 def test_extents_are_kept_by_content(scans, monkeypatch):
@@ -293,6 +269,26 @@ def test_one_photograph_without_a_backdrop_leaves_the_set_whole(photographed):
     assert kept.images is not None
     assert whole.images is not None
     np.testing.assert_array_equal(kept.images[0 : len(PARTS)], whole.images[0 : len(PARTS)])
+
+
+def test_a_line_across_one_photograph_is_named(photographed):
+    rgb = photograph(*PARTS[2])
+    rgb[45:48, 2:94] = 20
+    layouts.save_image(photographed[2].image, rgb)
+    kept = opened_images(photographed)
+    said = f"{photographed[2].image}: its object is 92 pixels wide, the picture 96"
+    assert kept.notes == (f"{said}: no window around the object",)
+    assert {item.frame.crop for item in kept.prepared} == {None}
+
+
+@pytest.mark.parametrize("edge", [np.s_[:, :1], np.s_[-1:], np.s_[:1]], ids=["left", "bottom", "top"])
+def test_a_black_edge_of_one_photograph_is_no_object(photographed, edge):
+    rgb = photograph(*PARTS[2])
+    rgb[edge] = 0
+    layouts.save_image(photographed[2].image, rgb)
+    cut = opened_images(photographed)
+    assert cut.notes == ()
+    assert [crop[2] for crop in crops(cut)] == [PART_SIDE] * len(PARTS)
 
 
 def test_a_missing_part_has_no_say(photographed):

@@ -107,22 +107,54 @@ def extent(task: Task) -> Extent | str | None:
     Raises:
       InputError: as ``make``.
     """
+    key = _extent_key(task)
+    with contextlib.suppress(cache.Damaged):
+        known = _kept_extent(key, task)
+        if known is not None:
+            return known[0]
+    found, note = _extent_by_colour(task) if task.kind == "image" else (_extent_by_depth(task), "")
+    kept = np.asarray(found or (0, 0, 0, 0), np.int64)
+    cache.keep(key, cache.pack({"extent": kept}, note), task.root)
+    return _placed(kept, note, task)
+
+
+def find_extent(task: Task) -> tuple[Extent | str | None] | None:
+    """What ``extent`` returns, in a tuple; None where the cache does not hold it.
+
+    Raises:
+      InputError: a file cannot be read.
+      cache.Damaged: the entry cannot be read.
+    """
+    return _kept_extent(_extent_key(task), task)
+
+
+def _kept_extent(key: str, task: Task) -> tuple[Extent | str | None] | None:
+    entry = cache.find(key, task.root)
+    return None if entry is None else (_placed(entry.array("extent"), entry.note, task),)
+
+
+def _extent_key(task: Task) -> str:
+    """By colour it is that of the photograph alone, so that all runs share it."""
     if task.kind == "image":
-        return _extent_in_photograph(task)
-    digests = _digests(task)
-    known = dataclasses.replace(task.frame, working_hw=(0, 0), crop=None)
-    key = _key(dataclasses.replace(task, frame=known, image_size=0), digests) + "-extent"
-    entry = cache.find(_hash(key), task.root)
-    if entry is not None:
-        try:
-            kept = entry.array("extent")
-            return (int(kept[0]), int(kept[1]), int(kept[2]), int(kept[3])) if kept.any() else None
-        except cache.Damaged:
-            pass
+        return _hash("backdrop", _digest(_image_of(task.scan)), backdrop.VERSION)
+    frame = dataclasses.replace(task.frame, working_hw=(0, 0), crop=None)
+    return _hash(_key(dataclasses.replace(task, frame=frame, image_size=0), _digests(task)) + "-extent")
+
+
+def _placed(kept: np.ndarray, note: str, task: Task) -> Extent | str | None:
+    """What ``extent`` returns, of a cached entry: in photographs (4,) is without the padding, 0 no object."""
+    if note or not kept.any():
+        return note or None
+    down, _, across, _ = task.frame.pad if task.kind == "image" else (0, 0, 0, 0)
+    return int(kept[0]) + down, int(kept[1]) + down, int(kept[2]) + across, int(kept[3]) + across
+
+
+def _extent_by_depth(task: Task) -> Extent | None:
+    """In pixels of the padded source."""
     rgb = _photograph(task) if _by_brightness(task) else None
     xyz = load_scan_xyz(task.scan, units=task.units)
     _, pad = padded_xyz(task.frame, xyz.shape[:2], task.scan)
-    mask = np.pad(_object(task, xyz, rgb, digests)[0].mask, pad)
+    mask = np.pad(_object(task, xyz, rgb, _digests(task))[0].mask, pad)
     found = window.extent(mask)
     if found is not None:
         frame = task.frame
@@ -133,26 +165,13 @@ def extent(task: Task) -> Extent | str | None:
             for first, last, scale in ((*found[:2], down), (*found[2:], across))
         )
         found = (top, bottom, left, right)
-    cache.keep(_hash(key), cache.pack({"extent": np.asarray(found or (0, 0, 0, 0), np.int64)}), task.root)
     return found
 
 
-def _extent_in_photograph(task: Task) -> Extent | str | None:
-    """``extent`` by colour; what is cached is in the photograph's own pixels, so that padding shares it."""
-    key = _hash("backdrop", _digest(_image_of(task.scan)), backdrop.VERSION)
-    entry, kept, note = cache.find(key, task.root), None, ""
-    if entry is not None:
-        with contextlib.suppress(cache.Damaged):
-            kept, note = entry.array("extent"), entry.note
-    if kept is None:
-        mask = backdrop.object_mask(load_image(_image_of(task.scan)))
-        found, note = (None, backdrop.NO_BACKDROP) if mask is None else (window.extent(mask), "")
-        kept = np.asarray(found or (0, 0, 0, 0), np.int64)
-        cache.keep(key, cache.pack({"extent": kept}, note), task.root)
-    if note or not kept.any():
-        return note or None
-    down, _, across, _ = task.frame.pad
-    return int(kept[0]) + down, int(kept[1]) + down, int(kept[2]) + across, int(kept[3]) + across
+def _extent_by_colour(task: Task) -> tuple[Extent | None, str]:
+    """In the photograph's own pixels, and why it cannot tell."""
+    mask = backdrop.object_mask(load_image(_image_of(task.scan)))
+    return (None, backdrop.NO_BACKDROP) if mask is None else (window.extent(mask), "")
 
 
 def about(scan: Scan) -> Path | str:

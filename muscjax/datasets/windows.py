@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from muscjax.config import DEFAULT_IMAGE_SIZE
-from muscjax.datasets import making, workers
+from muscjax.datasets import making
 from muscjax.datasets.making import Task
-from muscjax.errors import InputError
 from muscjax.preprocess import window
 
 _EMPTY_SHARE = 0.2  # of photographs with nothing on them: missing parts are rarer, a texture's good scans not
@@ -17,13 +15,15 @@ _EMPTY_SHARE = 0.2  # of photographs with nothing on them: missing parts are rar
 
 def windowed(
     tasks: Sequence[Task],
+    told: Sequence[window.Extent | str | None],
     margin: float,
     *,
     side: int | None = None,
     step: int = 16,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Task], list[str]]:
     """The same tasks with windows of one size as their frames' crops; as they are where that gains nothing.
+
+    ``told`` is what ``making.extent`` says about each of them.
 
     * The window's side is the widest object's, and ``margin`` to spare (``preprocess.window``); or ``side``,
       that of a set which is there already, and a line about every scan whose object is wider.
@@ -33,43 +33,30 @@ def windowed(
       is lowered to the window's own, up to the next multiple of ``step``: pixels that the photograph does not
       have are not paid for. A line says so.
     * Pictures of several sizes stay whole: one window would zoom them differently. A line says that too.
+    * Where it would be no smaller than the pictures, they stay whole. A line names the scan with the widest
+      object, which may be a scratch across the table, or says that every object fills its picture.
     * Images alone are cut by their photographs. Where one of these cannot tell the object from the rest, or
       too many show none, the set is of textures or fills the frame: it stays whole, and a line names the
       first such scan. With ``side`` they are cut in the middle, as every scan without an object is.
-
-    Raises:
-      InputError: what is wrong with the first of the scans whose object cannot be looked for.
     """
-    extents: list[window.Extent | str | InputError | None] = [None] * len(tasks)
-    cleaned = any(task.clean and task.kind != "image" for task in tasks)
-    processes = workers.process_count(len(tasks)) if cleaned else 0  # photographs: threads do as well
-    with contextlib.closing(workers.spread(making.extent, tasks, processes=processes)) as looking:
-        for done, (position, found) in enumerate(looking, start=1):
-            extents[position] = found
-            progress(done, len(tasks))
-    errors = [found for found in extents if isinstance(found, InputError)]
-    if errors:
-        more = f" (first of {len(errors)} problems)" if len(errors) > 1 else ""
-        raise InputError(f"{errors[0]}{more}")
-    told = [found for found in extents if not isinstance(found, InputError)]
-    why = _undecided(tasks, told)
-    if why and side is None:
-        return list(tasks), [f"{why}: no window around the object"]
     known = [None if isinstance(found, str) else found for found in told]
     wholes = [_whole(task) for task in tasks]
-    if side is None and len({min(whole) for whole in wholes}) > 1:
-        return list(tasks), ["pictures of several sizes: no window around the object"]
-    side = window.common_side(known, margin) if side is None else side
+    why = _undecided(tasks, told)
+    if side is None:
+        stays = why or _gains_nothing(tasks, known, wholes, margin)
+        side = window.common_side(known, margin)
+    else:
+        stays = _too_small(tasks, wholes, side)
+    if stays:
+        return list(tasks), [f"{stays}: no window around the object"]
     notes = [
         f"{making.about(task.scan)}: its object is {wide} pixels wide, the window {side}; the rest is cut off"
         for task, found in zip(tasks, known, strict=True)
-        if (wide := window.common_side([found], 0.0)) > side
+        if (wide := _width(found)) > side
     ]
     if why and any(isinstance(found, str) for found in told):
         notes.append(f"{why}: cut in the middle")
     crops = [window.window(e, side, whole) for e, whole in zip(known, wholes, strict=True)]
-    if any(crop is None for crop in crops):
-        return list(tasks), []
     size = max(8, *(round(t.frame.working_hw[0] * side / min(w)) for t, w in zip(tasks, wholes, strict=True)))
     native = -(-max(DEFAULT_IMAGE_SIZE, side) // step) * step
     if any(task.image_size > native for task in tasks):
@@ -91,6 +78,43 @@ def _undecided(tasks: Sequence[Task], told: Sequence[window.Extent | str | None]
         shown = f"nothing but backdrop in {len(empty)} of {len(tasks)} photographs"
         return f"{tasks[empty[0]].scan.image}: {shown}"
     return ""
+
+
+def _gains_nothing(
+    tasks: Sequence[Task],
+    known: Sequence[window.Extent | None],
+    wholes: Sequence[tuple[int, int]],
+    margin: float,
+) -> str:
+    """Why no window of one size is smaller than every picture; empty: there is one."""
+    sides = {min(whole) for whole in wholes}
+    if len(sides) > 1:
+        return "pictures of several sizes"
+    shown = [i for i, found in enumerate(known) if found is not None]
+    filling = [
+        i for i in shown if window.window(None, window.common_side([known[i]], margin), wholes[i]) is None
+    ]
+    if shown and not filling:
+        return ""
+    if filling == shown:
+        return "every object fills its picture" if shown else "no object in any scan"
+    widest = max(filling, key=lambda i: _width(known[i]))
+    more = f" (the widest of {len(filling)} such)" if len(filling) > 1 else ""
+    wide = f"its object is {_width(known[widest])} pixels wide, the picture {min(sides)}"
+    return f"{making.about(tasks[widest].scan)}: {wide}{more}"
+
+
+def _too_small(tasks: Sequence[Task], wholes: Sequence[tuple[int, int]], side: int) -> str:
+    """The first picture that a window of that side does not make smaller; empty: there is none."""
+    for task, whole in zip(tasks, wholes, strict=True):
+        if window.window(None, side, whole) is None:
+            return f"{making.about(task.scan)}: the picture is {min(whole)} pixels wide, the window {side}"
+    return ""
+
+
+def _width(found: window.Extent | None) -> int:
+    """The longer side of an object, 0 without one."""
+    return window.common_side([found], 0.0)
 
 
 def _whole(task: Task) -> tuple[int, int]:

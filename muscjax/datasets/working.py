@@ -46,6 +46,7 @@ __all__ = [
 
 Fit = Literal["auto", "pad", "stretch"]
 Result = TypeVar("Result")
+Fresh = TypeVar("Fresh")
 _AHEAD = 16  # images that are read beyond a batch: two more batches, so that a slow moment starves nobody
 
 
@@ -151,9 +152,9 @@ def open_working(
 
     Args:
       scans, config, modality, clean, units, fit, cache_dir: as for ``prepare``.
-      processes: that make what the cache lacks; below one, threads of this process do. None means
-        ``workers.process_count`` where points are cleaned, and threads otherwise: Pillow decodes and resizes
-        without holding Python's lock.
+      processes: that make what the cache lacks, and look for the objects that it lacks; below one, threads
+        of this process do. None means ``workers.process_count`` where points are cleaned, and threads
+        otherwise: Pillow decodes and resizes without holding Python's lock.
       progress: called as (done, total).
 
     The cache is pruned after something was written to it (``preprocess.cache.prune``).
@@ -182,45 +183,65 @@ def open_working(
     if config.input.window == "object":
         margin, side = config.input.window_margin, config.input.window_side
         step = config.input.image_step
-        tasks, notes = windowed(tasks, margin, side=side, step=step, progress=progress)
+        told = _each(tasks, making.find_extent, making.extent, lambda _, e: (e,), processes, progress)
+        tasks, notes = windowed(tasks, [extent for (extent,) in told], margin, side=side, step=step)
         size = tasks[0].frame.working_hw[0]
 
-    def look(task: Task) -> tuple[Made, Prepared] | InputError | None:
-        try:
-            made = making.find(task)
-            return None if made is None else (made, _assembled(task, made))
-        except cache.Damaged:
-            return None
-        except InputError as error:
-            return error
-
-    found: list[tuple[Made, Prepared] | InputError | None] = []
-    done = 0
-    for item in prefetch(look, tasks):
-        found.append(item)
-        done += item is not None
-        progress(done, len(tasks))
-    missing = [i for i, item in enumerate(found) if item is None]
-    if processes is None:
-        processes = workers.process_count(len(missing)) if clean and modality != "image" else 0
-    making_of = workers.spread(making.make, [tasks[i] for i in missing], processes=processes)
-    with contextlib.closing(making_of):
-        for position, made in making_of:
-            i = missing[position]
-            found[i] = made if isinstance(made, InputError) else (made, _held(tasks[i], made))
-            done += 1
-            progress(done, len(tasks))
-    pairs = _all_good([item for item in found if item is not None])
+    pairs = _each(tasks, _found, making.make, lambda t, made: (made, _held(t, made)), processes, progress)
     complaints = list(dict.fromkeys(made.complaint for made, _ in pairs if made.complaint))
     if len(complaints) > 1:
         complaints = [f"{complaints[0]} (first of {len(complaints)})"]
-    if missing:
-        cache.prune(cache_dir)
     images = None
     if modality != "points":
         entries = [(task, made) for task, (made, _) in zip(tasks, pairs, strict=True)]
         images = Images(_image, entries, ahead=_AHEAD)
     return Working(tuple(prepared for _, prepared in pairs), images, size, (*notes, *complaints))
+
+
+def _each(
+    tasks: Sequence[Task],
+    look: Callable[[Task], Result | None],
+    make: Callable[[Task], Fresh],
+    hold: Callable[[Task, Fresh], Result],
+    processes: int | None,
+    progress: Callable[[int, int], None],
+) -> list[Result]:
+    """What ``look`` finds in the cache, or what ``hold``, here, gets out of what ``make`` makes.
+
+    ``make`` runs in ``processes``, as ``open_working`` says; what the cache holds starts none.
+
+    Raises:
+      InputError: what is wrong with the first of the scans, and how many there are.
+    """
+
+    def known(task: Task) -> Result | InputError | None:
+        try:
+            return look(task)
+        except cache.Damaged:
+            return None
+        except InputError as error:
+            return error
+
+    found: list[Result | InputError | None] = []
+    done = 0
+    for item in prefetch(known, tasks):
+        found.append(item)
+        done += item is not None
+        progress(done, len(tasks))
+    missing = [i for i, item in enumerate(found) if item is None]
+    if processes is None:
+        cleaned = any(tasks[i].clean and tasks[i].kind != "image" for i in missing)
+        processes = workers.process_count(len(missing)) if cleaned else 0
+    making_of = workers.spread(make, [tasks[i] for i in missing], processes=processes)
+    with contextlib.closing(making_of):
+        for position, made in making_of:
+            i = missing[position]
+            found[i] = made if isinstance(made, InputError) else hold(tasks[i], made)
+            done += 1
+            progress(done, len(tasks))
+    if missing:
+        cache.prune(tasks[0].root)
+    return _all_good([item for item in found if item is not None])
 
 
 def prepare(
@@ -274,6 +295,16 @@ def prepare(
     prepared = _held(task, made)
     notes = (*prepared.notes, made.complaint) if made.complaint else prepared.notes
     return dataclasses.replace(prepared, image=image, notes=notes)
+
+
+def _found(task: Task) -> tuple[Made, Prepared] | None:
+    """What the cache holds, and as a run holds it.
+
+    Raises:
+      InputError, cache.Damaged: as ``making.find`` and ``cache.Entry.array``.
+    """
+    made = making.find(task)
+    return None if made is None else (made, _assembled(task, made))
 
 
 def _held(task: Task, made: Made) -> Prepared:
