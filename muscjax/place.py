@@ -1,4 +1,4 @@
-"""Where on the part a group of points lies: two numbers that no rotation of the part changes.
+"""Where on the part a group of points lies: two numbers that no turn about the camera's axis changes.
 
 Descriptors of a surface say how it bends around a place, not where the place is: a dent in a flat face is
 like the edge of a recess elsewhere on the same part, and mutual scoring finds that edge and calls the dent
@@ -6,6 +6,10 @@ normal. Beside the token stand, as another part of the same vector, how far from
 group lies and which way its surface faces, seen from there. With the middle they are what a point pair
 feature holds of two points (Drost, Ulrich, Navab, Ilic, "Model globally, match locally", CVPR 2010); they
 are not in the paper.
+
+Other turns of the same points keep the numbers too, as long as the surface at the group still faces the
+camera, since that is what settles the sign of its normal: a wall that tips through the line of sight keeps
+the distance, but the other number changes its sign.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ _NEAR = 1e-6  # distance from the middle below which there is no direction from 
 def of_groups(centers: Array, valid: Array, *, distance: float, facing: float) -> Array:
     """The two numbers of each group, weighted: what is appended to a token of length 1.
 
-    A difference of 1 in a number counts as much as its weight of the distance between two tokens.
+    A difference of 1 in a number counts as much as its weight of the distance between two tokens. Centres
+    turned about the camera's axis, z, give the same numbers. Turned otherwise, they keep the distance, and
+    the other number too while the surface faces the camera; where n_z changes its sign, so does the number.
 
     Args:
       centers: (G, 3) float32, normalised: the cloud's centroid at 0, its farthest point at distance 1.
@@ -49,6 +55,8 @@ def normals(centers: Array, valid: Array) -> Array:
     """Unit normals of the surface that the centres lie on, towards a camera that looks along +z: (G, 3).
 
     The direction in which a centre and its fifteen nearest vary least. Where they span no plane, -z.
+    Normals turn with the centres about z. About other axes they do while n_z keeps its sign; a wall that tips
+    through the line of sight flips its normal, and on one that lies along it a little noise settles the sign.
     """
     others, exist = nearest_others(centers, valid, min(_CENTERS, centers.shape[0]) - 1)
     offsets = jnp.where(exist[..., None], centers[others] - centers[:, None], 0)  # the centre's own is 0

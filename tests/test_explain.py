@@ -3,7 +3,6 @@ import dataclasses
 import json
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -242,48 +241,18 @@ def test_every_plan_gives_its_own_numbers(kind, tile, both, monkeypatch):
         assert abs(told.image.score - detection.patch_scores.image[sample, told.place.patch]) <= 1e-6
 
 
+@pytest.mark.parametrize("sample", [-1, 7])
+def test_a_sample_that_is_not_there_is_refused(sample, both):
+    with pytest.raises(InputError, match=f"sample: found {sample}, expected a number from 0 to 6"):
+        explain(both, small(), sample, detection=detected(both, small()))
+
+
 @pytest.mark.parametrize("yx", [(-1, 0), (32, 0), (0, 32)])
 def test_a_place_outside_is_refused(yx, both):
     with pytest.raises(
         InputError, match=f"--at {yx[0]},{yx[1]}: outside of the image, expected y,x below 32,32"
     ):
-        explain(both, small(), 0, yx, detection=detected(both, small()))
-
-
-FRAMES = [
-    Frame((40, 60), (32, 32), pad=(30, 30, 20, 20)),
-    Frame((100, 80), (32, 32), crop=(10, 5, 70, 60)),
-    Frame((20, 20), (32, 32)),
-]
-
-
-@pytest.mark.parametrize("frame", FRAMES)
-def test_pixels_go_where_the_maps_go(frame):
-    """A spot in the working map comes out, by ``maps.to_source``, at the pixel that leads back to it."""
-    for working in ((16, 16), (13, 20)):
-        spot = jnp.zeros(frame.working_hw).at[working].set(1.0)
-        source = np.asarray(maps.to_source(spot, frame))
-        yx = places.to_source(frame, working)
-        assert source[yx] >= 0.9 * source.max()
-        assert places.to_working(frame, yx) == working
-        assert places.inside(frame)[working]
-
-
-def test_boxes_cover_the_image_once():
-    frame = FRAMES[0]
-    boxes = np.asarray([places.patch_box(frame, (4, 4), patch) for patch in range(16)])
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    assert abs(area.sum() - 40 * 60) <= 1e-6
-    for patch, (top, left, bottom, right) in enumerate(boxes):
-        if bottom - top > 1 and right - left > 1:
-            centre = int((top + bottom) / 2), int((left + right) / 2)
-            y, x = places.to_working(frame, centre)
-            assert (y // 8) * 4 + x // 8 == patch
-
-
-def test_cut_away_pixels_are_refused():
-    with pytest.raises(InputError, match="cut away"):
-        places.to_working(FRAMES[1], (2, 2))
+        explain(both, small(), 0, yx, progress=lambda *done: pytest.fail(f"worked on {done}"))
 
 
 SMALL = ("--image-size", "32", "--map-size", "32", "--set", "ipg.groups=16", "--set", "ipg.group_size=8")
@@ -389,6 +358,18 @@ def test_bad_requests_end_in_one_line(line, run, tmp_path, monkeypatch, argument
     assert line_of_error in err
     assert err.strip().count("\n") == 0
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_pixel_that_the_window_cuts_away_is_refused_before_any_features(line, run, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("features were computed")
+
+    monkeypatch.setattr(pipeline, "extract", never)
+    file = line[0] / "part" / "test" / "bent" / "rgb" / "001.png"
+    window = ("--set", "input.window=object", "--set", "input.window_side=16")
+    code, _, err = run(file, "--at", "0,0", "--out", tmp_path, "-q", *SMALL, *window)
+    assert code == 2
+    assert err.strip() == "muscjax: --at 0,0: in a part of the image that was cut away"
 
 
 def test_an_unfinished_or_foreign_record_is_refused(tmp_path):

@@ -53,6 +53,24 @@ def test_turning_the_part_under_the_camera_changes_nothing(seed):
                                atol=2e-3)  # fmt: skip
 
 
+def tipped(centers: np.ndarray, degrees: float) -> np.ndarray:
+    """Turned about the y axis, which is across the line of sight."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return (centers @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])).astype(np.float32)
+
+
+def test_other_turns_count_where_a_wall_tips_through_the_line_of_sight():
+    """While it faces the camera both numbers stay; beyond, ``facing`` has the other sign."""
+    y, z = np.mgrid[-3:4, -3:4].reshape(2, -1) * 0.05
+    wall = np.stack([np.full(len(y), 0.5), y, z], axis=1)
+    found = np.asarray([_jitted(tipped(wall, tilt), np.ones(len(y), bool), **WEIGHTS)[24]
+                        for tilt in (-60, -30, -1, 1, 30, 60)])  # fmt: skip
+    np.testing.assert_allclose(found[:, 0], 0.75, atol=1e-5)
+    np.testing.assert_allclose(np.abs(found[:, 1]), 0.9, atol=1e-5)
+    assert len(np.unique(np.sign(found[:3, 1]))) == len(np.unique(np.sign(found[3:, 1]))) == 1
+    assert np.sign(found[0, 1]) == -np.sign(found[3, 1])
+
+
 @given(SEEDS)
 def test_order_and_what_is_not_valid_change_nothing(seed):
     centers, valid = shell(seed)

@@ -40,24 +40,31 @@ def explain(
     Args:
         extracted: from ``pipeline.extract``; all samples.
         config: that of the run.
-        sample: its number.
+        sample: its number, from 0.
         pixel_yx: in the original image; None: where the sample's map is highest.
         frames: of all samples; None: the original image is the working grid.
         detection: of the same samples and configuration; None: they are scored here, all of them.
         progress: called as (stage, done, total).
 
     Raises:
-        InputError: a pixel outside of the image, or one without points in a run of points alone.
+        InputError: a sample that is not there, a pixel outside of the image or of the part that was used, or
+            one without points in a run of points alone.
     """
+    n = pipeline.count_of(extracted.features)
+    if not 0 <= sample < n:
+        raise InputError(f"sample: found {sample}, expected a number from 0 to {n - 1}")
+    frames = places.default_frames(extracted.map_hw, n) if frames is None else frames
+    frame = frames[sample]
+    if pixel_yx is not None:
+        places.to_working(frame, pixel_yx)  # refused before any work is done
     clouds, groups = extracted.clouds, extracted.groups
     shape: dict[str, Any] = {"grid_hw": extracted.grid_hw, "map_hw": extracted.map_hw}
     if detection is None:
         scored = pipeline.score_subsets(extracted, config, progress=progress)
         detection = pipeline.finish(scored, clouds, groups, config, **shape, progress=progress)
-    n = len(detection.map_max)
-    frames = places.default_frames(extracted.map_hw, n) if frames is None else frames
-    frame, anomaly_map = frames[sample], np.asarray(detection.anomaly_map[sample])
-    peak = _peak(anomaly_map, frame)
+    anomaly_map, scores = np.asarray(detection.anomaly_map[sample]), detection.patch_scores
+    highest = _peak(anomaly_map, frame)
+    peak = places.to_source(frame, highest)
     own_groups = places.of_sample(groups, sample)
     place = places.locate(
         peak if pixel_yx is None else pixel_yx,
@@ -66,6 +73,8 @@ def explain(
         cloud=None if clouds is None or groups is None else clouds[sample],
         groups=own_groups,
         neighbours=config.maps.neighbours,
+        scores=None if scores.points is None else np.asarray(scores.points[sample]),
+        working_yx=highest if pixel_yx is None else None,
     )
     notes = []
     if groups is not None and place.point is None:
@@ -80,13 +89,13 @@ def explain(
             f"no point of the cloud lies at {at} (background): no group is compared, and the 3D part is what "
             "the blur carries over from its surroundings"
         )
-    image, points = sides(extracted, config, sample, place, frames, detection.patch_scores, progress)
+    image, points = sides(extracted, config, sample, place, frames, scores, progress)
     return Explanation(
         sample,
         place,
         image,
         points,
-        _contributions(extracted, config, sample, place, own_groups, detection.patch_scores, anomaly_map),
+        _contributions(extracted, config, sample, place, own_groups, scores, anomaly_map),
         _scan_score(config, sample, peak, detection),
         anomaly_map,
         tuple(notes),
@@ -94,10 +103,10 @@ def explain(
 
 
 def _peak(anomaly_map: np.ndarray, frame: Frame) -> tuple[int, int]:
-    """The source pixel under the highest working pixel; the padding around the source does not count."""
+    """The highest working pixel; the padding around the source does not count."""
     values = np.where(places.inside(frame), anomaly_map, -np.inf)
     y, x = np.unravel_index(int(values.argmax()), values.shape)
-    return places.to_source(frame, (int(y), int(x)))
+    return int(y), int(x)
 
 
 def _contributions(

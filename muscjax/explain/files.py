@@ -18,6 +18,7 @@ from muscjax.errors import InputError
 from muscjax.evaluate import score_table
 from muscjax.explain.arrays import explain
 from muscjax.explain.parts import Explanation
+from muscjax.explain.place import to_working
 from muscjax.inputs import Inputs, Plan
 from muscjax.pipeline import Extracted
 from muscjax.requests import Request, recorded
@@ -58,7 +59,9 @@ def explain_scan(
 ) -> Explained:
     """Follow one pixel of one scan on disk through the method.
 
-    All scans of its category are read and scored, as in a run; nothing is written.
+    All scans of its category are read and scored, as in a run; nothing is written, so that the features of
+    all stages are held in memory. A pixel that is none of the scan's is refused before anything is read, one
+    that the window cuts away (``input.window``) before any features are computed.
 
     Args:
         scan: a file of the scan, or with ``run`` also its name, such as ``cable_gland/test/bent/000``.
@@ -93,9 +96,11 @@ def explain_scan(
     dataset = plan.datasets[number]
     for problem in dataset.problems:
         observe.say(problem)
-    if at is not None:
-        _check_pixel(dataset.scans[sample], at)
+    if at is not None:  # outside of the image: seen before anything is read
+        to_working(datasets.frame_of(dataset.scans[sample], 8), at)
     loaded = inputs.load(dataset, plan.kinds[number], request, plan.config, observe, observe.say)
+    if at is not None:  # cut away: seen once all scans are read, before their features are computed
+        to_working(loaded.prepared[sample].frame, at)
     return _explained(loaded, plan, request, sample, at, run, observe)
 
 
@@ -189,13 +194,6 @@ def _read(name: str, folder: Path, request: Request) -> Iterator[Dataset]:
             )
     except (InputError, OSError):
         return
-
-
-def _check_pixel(scan: Scan, at: tuple[int, int]) -> None:
-    """InputError where the pixel is none of the scan's; before any work is done."""
-    from muscjax.explain import place
-
-    place.to_working(datasets.frame_of(scan, 8), at)
 
 
 def _since(run: Path, scan: Scan, score: float) -> list[str]:

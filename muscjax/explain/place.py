@@ -12,6 +12,7 @@ from muscjax import maps
 from muscjax.errors import InputError
 from muscjax.types import Cloud, Frame, PointGroups
 
+_NOTHING = (None, np.zeros(0, np.int32), np.zeros(0, np.float32))  # no point, no centres, no shares
 Box = tuple[float, float, float, float]  # top, left, bottom, right, in pixels; edges, not centres
 
 
@@ -44,30 +45,48 @@ def locate(
     cloud: Cloud | None,
     groups: PointGroups | None,
     neighbours: int,
+    scores: np.ndarray | None = None,
+    working_yx: tuple[int, int] | None = None,
 ) -> Place:
     """The place of one pixel of the original image in one sample.
 
     cloud, groups: of that sample, host arrays. neighbours: centres in the interpolation.
+    scores: (G,) of the groups, by which the point is chosen where several lie in one pixel; None: the first.
+    working_yx: the map's pixel, where that is what was looked for; of those that share one pixel of the
+        original image, None takes the one that holds its centre.
     Raises InputError where the pixel lies outside of the image or of the part that was used.
     """
-    working = to_working(frame, pixel_yx)
+    working = to_working(frame, pixel_yx) if working_yx is None else working_yx
     patch = box = None
     if grid_hw is not None:
         (height, width), (h, w) = frame.working_hw, grid_hw
         row, column = working[0] * h // height, working[1] * w // width
         patch, box = row * w + column, patch_box(frame, grid_hw, row * w + column)
-    point, near, weights = None, np.zeros(0, np.int32), np.zeros(0, np.float32)
+    point, near, weights = _NOTHING
     if cloud is not None and groups is not None:
         flat = working[0] * frame.working_hw[1] + working[1]
-        rows = np.flatnonzero(np.asarray(cloud.valid) & (np.asarray(cloud.pixel) == flat))
-        if len(rows):
-            point = int(rows[0])
-            near, weights = nearest_centres(np.asarray(cloud.points)[point], groups, neighbours)
+        point, near, weights = _shown(flat, cloud, groups, neighbours, scores)
     centres, extent = np.zeros((0, 2), np.int32), None
     if cloud is not None and groups is not None and len(near):
         extent = group_box(frame, cloud, groups, int(near[0]))
         centres = np.stack([centre_yx(frame, int(p)) for p in np.asarray(groups.pixel)[near]])
     return Place(pixel_yx, working, grid_hw, patch, box, point, near, weights, extent, centres)
+
+
+def _shown(
+    flat: int, cloud: Cloud, groups: PointGroups, neighbours: int, scores: np.ndarray | None
+) -> tuple[int | None, np.ndarray, np.ndarray]:
+    """The point in a flat working pixel, with its ``nearest_centres``.
+
+    Of several the one with the highest value, which is what the map keeps (``maps.scatter_to_grid``).
+    """
+    rows = np.flatnonzero(np.asarray(cloud.valid) & (np.asarray(cloud.pixel) == flat)).tolist()
+    if not rows:
+        return _NOTHING
+    mixed = [nearest_centres(np.asarray(cloud.points)[row], groups, neighbours) for row in rows]
+    values = [0.0 if scores is None else float(np.sum(share * scores[ids])) for ids, share in mixed]
+    best = int(np.argmax(values))
+    return rows[best], *mixed[best]
 
 
 def nearest_centres(point: np.ndarray, groups: PointGroups, neighbours: int) -> tuple[np.ndarray, np.ndarray]:

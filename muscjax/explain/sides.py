@@ -15,52 +15,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from muscjax import balance, cae, pipeline, rows, scoring
+from muscjax import balance, cae, pipeline, rows, scoring, streaming
 from muscjax.config import Config
+from muscjax.explain import measure
 from muscjax.explain import place as places
 from muscjax.explain.parts import Side, Stage
 from muscjax.explain.place import Place
-from muscjax.extract import Progress, pad_samples
+from muscjax.extract import Progress
 from muscjax.pipeline import Extracted
 from muscjax.types import Array, Features, Frame, PatchScores, PointGroups
 
+_READ = 16  # samples whose features are read at once
 
-@functools.partial(
-    jax.jit, static_argnames=("plan", "scoring_config", "cae_config", "grid_hw", "map_hw", "average")
-)
+
+@functools.partial(jax.jit, static_argnames=("scoring_config", "cae_config", "grid_hw", "map_hw", "average"))
 def _rows(
-    image: Array | None,
-    points: Array | None,
+    image: Array | np.ndarray | None,
+    points: Array | np.ndarray | None,
     groups: PointGroups | None,
     sample: Array,
     count: Array,
     *,
-    plan: scoring.Plan,
     scoring_config: Any,
     cae_config: Any,
     grid_hw: tuple[int, int] | None,
     map_hw: tuple[int, int],
     average: Any,
 ) -> list[Any]:
-    """``pipeline.score_stage`` for one sample, with all that it computes on the way.
+    """What ``pipeline.score_stage`` makes of one sample's rows (M, N), (G, N), with all the steps on the way.
 
     Returns, per modality or None: rows (M, N), ``cae.Enhanced`` or None, scores before and after CAE (M,).
     """
     given = next(x for x in (image, points) if x is not None)
-    ids = jnp.arange(len(given), dtype=jnp.int32)
+    ids = jnp.arange(given.shape[-1], dtype=jnp.int32)
     others = ((ids != sample) & (ids < count))[None]
-    measure = functools.partial(
-        scoring.sample_distances, sample=sample, tile=plan.tile, **scoring_config.kernel
-    )
-    where = {"window": scoring_config.window, "grid_hw": grid_hw, "map_hw": map_hw}
-    pixel = None if groups is None else groups.pixel
-    cells = rows.places(None if image is None else image.shape[:2], pixel, **where)
-    own = [
-        None if x is None else jnp.where(others, measure(x, valid=valid, cells=at), jnp.inf)[None]
-        for x, valid, at in zip(
-            (image, points), (None, None if groups is None else groups.valid), cells, strict=True
-        )
-    ]
+    own = [None if x is None else jnp.where(others, x, jnp.inf)[None] for x in (image, points)]
     steps: Any = (None, None)
     final = own
     if own[0] is not None and own[1] is not None and cae_config.enabled:
@@ -93,7 +82,7 @@ def sides(
     The references are those of the sample's own part of the set (``run.subsets``).
     """
     features, groups = extracted.features, extracted.groups
-    part = np.arange(next(x for x in pipeline.features_of(features) if x is not None).shape[1])
+    part = np.arange(pipeline.count_of(features))
     if config.run.subsets > 1:
         parts = pipeline.subset_ids(len(part), config.run.subsets, config.run.seed)
         part = next(ids for ids in parts if sample in ids)
@@ -101,25 +90,32 @@ def sides(
         features = Features(chosen[0], chosen[1], levels=features.levels)
         groups = None if groups is None else jax.tree.map(lambda leaf: leaf[part], groups)
     both, entries = pipeline.features_of(features), rows.paired_entries(features)
-    size, plan = pipeline.plan_of(features, config)
+    kernel = config.scoring.kernel
+    size, plan = measure.plan_of(features, config)
     padded = pipeline.pad_groups(groups, size)
-    valid = (None, None if groups is None else np.asarray(groups.valid))
+    valid = (None, None if padded is None else np.asarray(padded.valid))
     cells = rows.places(
-        None if features.image is None else features.image.shape[1:3],
-        None if groups is None else groups.pixel,
+        None if features.image is None else (size, features.image.shape[2]),
+        None if padded is None else padded.pixel,
         window=config.scoring.window,
         grid_hw=extracted.grid_hw,
         map_hw=extracted.map_hw,
     )
+    cells = [None if x is None else np.asarray(x) for x in cells]
     at, found = (place.patch, place.group), ([], [])
+    position = int(np.searchsorted(part, sample))
     for done, pair in enumerate(entries, start=1):
-        tokens = [None if x is None else np.asarray(x[e]) for x, e in zip(both, pair, strict=True)]
+        tokens = [None if x is None else _readable(x[e]) for x, e in zip(both, pair, strict=True)]
         computed = _rows(
-            *(None if x is None else pad_samples(x, size) for x in tokens),
+            *(
+                None
+                if x is None
+                else measure.distances(x, mask, where, position, size=size, plan=plan, kernel=kernel)
+                for x, mask, where in zip(tokens, valid, cells, strict=True)
+            ),
             padded,
-            jnp.asarray(int(np.searchsorted(part, sample)), jnp.int32),
+            jnp.asarray(position, jnp.int32),
             jnp.asarray(len(part), jnp.int32),
-            plan=plan,
             scoring_config=config.scoring,
             cae_config=config.cae,
             grid_hw=extracted.grid_hw,
@@ -132,13 +128,18 @@ def sides(
                 continue
             cut = jax.tree.map(lambda leaf, row=row: np.asarray(leaf)[row], computed[kind])
             number = divmod(pair[kind], extracted.features.levels[kind])
-            near = _near(cells[kind], (int(np.searchsorted(part, sample)), row), config.scoring.window)
+            near = _near(cells[kind], (position, row), config.scoring.window)
             shown = _stage(cut, number, config, x, valid[kind], near, (sample, row), part)
             boxes = _boxes(extracted, kind, shown, frames)
             found[kind].append(dataclasses.replace(shown, nearest_box=boxes))
         progress("explaining", done, len(entries))
     image, points = _everywhere(extracted, scores)
     return _side(at[0], found[0], image), _side(at[1], found[1], points)
+
+
+def _readable(stage: Any) -> Any:
+    """One stage's features: on the host, or, where they lie elsewhere, to be read in slices."""
+    return stage if isinstance(stage, streaming.Stage) else np.asarray(stage)
 
 
 def _everywhere(extracted: Extracted, scores: PatchScores) -> tuple[Any, Any]:
@@ -168,7 +169,7 @@ def _stage(
     cut: Any,
     number: tuple[int, int],
     config: Config,
-    tokens: np.ndarray,
+    tokens: Any,
     valid: np.ndarray | None,
     near: np.ndarray | None,
     at: tuple[int, int],
@@ -176,8 +177,8 @@ def _stage(
 ) -> Stage:
     """One stage at one patch (group): ``cut`` is its row of ``_rows``, without boxes.
 
-    tokens: (n, L, C) of the part, valid: (n, L) or None, near: (n, L) or None, inside the window. at: sample
-    and row.
+    tokens: (n, L, C) of the part, valid: (n, L) or None, near: (n, L) or None, inside the window; what lies
+    behind the last sample is not read. at: sample and row.
     """
     (sample, row), (own, steps, before, after) = at, cut
     position = np.flatnonzero(part != sample)  # where the references stand in the padded rows
@@ -187,11 +188,7 @@ def _stage(
     averaged = int(counted.sum())
     if config.scoring.average == "interval":
         averaged = scoring.interval_size(config.scoring.interval, averaged)
-    query = tokens[int(np.searchsorted(part, sample)), row]
-    nearest = [
-        _nearest(query, tokens[j], None if valid is None else valid[j], None if near is None else near[j])
-        for j in order
-    ]
+    nearest = _nearest_of_each(tokens, (int(np.searchsorted(part, sample)), row), valid, near)
     reached = steps is not None and bool(np.any(steps.enhanced[position]))
     picked = {
         name: getattr(steps, name)[order] if reached else None
@@ -202,7 +199,7 @@ def _stage(
         level=number[1],
         references=part[order].astype(np.int32),
         own=own[order],
-        nearest=np.asarray(nearest, np.int32),
+        nearest=nearest[order],
         nearest_box=np.zeros((len(order), 4), np.float32),
         final=final[order],
         inside=counted & (np.arange(len(order)) < averaged),
@@ -213,11 +210,24 @@ def _stage(
     )
 
 
-def _near(cells: Array | None, own: tuple[int, int], window: int | None) -> np.ndarray | None:
+def _near(cells: np.ndarray | None, own: tuple[int, int], window: int | None) -> np.ndarray | None:
     """(n, L) bool: patches (groups), of cells (n, L, 2), in the window around ``own``; None without one."""
     if cells is None or window is None:
         return None
-    return np.abs(np.asarray(cells) - np.asarray(cells)[own]).max(axis=-1) <= window
+    return np.abs(cells - cells[own]).max(axis=-1) <= window
+
+
+def _nearest_of_each(
+    tokens: Any, at: tuple[int, int], valid: np.ndarray | None, near: np.ndarray | None
+) -> np.ndarray:
+    """(n,) int32: in every sample the row nearest to the row ``at`` = (sample, row); as for ``_stage``."""
+    own, row = at
+    query, found = tokens[own : own + 1][0, row], []
+    for start in range(0, len(tokens), _READ):
+        for j, sample in enumerate(tokens[start : start + _READ], start):
+            masks = (None if x is None else x[j] for x in (valid, near))
+            found.append(_nearest(query, sample, *masks))
+    return np.asarray(found, np.int32)
 
 
 def _nearest(query: np.ndarray, tokens: np.ndarray, valid: np.ndarray | None, near: np.ndarray | None) -> int:
