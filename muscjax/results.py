@@ -285,6 +285,7 @@ def write_tables(
     )
     outputs.write_json(out / "run.json", record)
     if report.available() is None:
+        apart = config.rscon.enabled and config.decision.score == "map_max"  # else both scores are one
         page = report.Report(
             title=request.path.resolve().name,
             config=config,
@@ -295,7 +296,7 @@ def write_tables(
             thresholds={
                 o.dataset.category: o.decision.threshold for o in outcomes if o.decision.threshold is not None
             },
-            decided_by="score_before" if config.decision.score == "map_max" else "score",
+            decided_by="score_before" if apart else "score",
         )
         report.write_report(out / "report.html", page, [card for o in outcomes for card in o.cards])
 

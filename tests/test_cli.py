@@ -121,6 +121,16 @@ def test_detect_both_modalities_writes_everything(run, weights, tmp_path):
     assert not [p for p in out.rglob("*") if ".tmp" in p.name]
 
 
+@pytest.mark.parametrize("enabled", ["true", "false"])
+def test_the_page_tells_of_rescoring_where_there_is_some(run, weights, tmp_path, enabled):
+    root, out = layouts.write_mvtec(tmp_path / "data", categories=("bottle",)), tmp_path / "out"
+    given = ("--image-backbone", weights, "--set", f"rscon.enabled={enabled}", "--quiet")
+    assert run("detect", root, "--out", out, *given)[0] == 0
+    page = (out / "report.html").read_text()
+    assert ("before re-scoring" in page) == (enabled == "true")
+    assert ("after re-scoring" in page) == (enabled == "true")
+
+
 def test_a_second_category_compiles_nothing(run, weights, tmp_path):
     root = layouts.write_mvtec(tmp_path / "data", categories=("bottle", "cable"))
     options = ("--image-backbone", weights, "--quiet")
