@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks import suite
-from muscjax import workloads
+from muscjax import outputs, workloads
 from muscjax.profile import counting, program, rates
 from muscjax.profile.stages import stage_of
 
@@ -80,7 +78,7 @@ def measured(
         "per_sample": seconds["median"] / getattr(workload, "n", getattr(workload, "batch", 1)),
         "operations": operations,
         "program": costs,  # as the compiler counts: bodies of loops once
-        "memory": memory | {"process_peak": process_peak(), "device_peak": program.device_peak()},
+        "memory": memory | {"process_peak": outputs.peak_memory(), "device_peak": program.device_peak()},
         "result": result,
         **_rates(workload, operations, times, products),
         "peers": {k: {"precision": spoken, **_peer(times["ours"], times[k], errors[k])} for k in errors},
@@ -117,9 +115,3 @@ def _peer(ours: list[float], theirs: list[float], error: dict[str, float]) -> di
         ),  # above 1: ours is faster
         "error": error,  # of ours and theirs
     }
-
-
-def process_peak() -> int:
-    """Bytes of this process at their highest so far, whatever was measured before."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)

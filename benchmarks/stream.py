@@ -109,7 +109,6 @@ def measured(given: argparse.Namespace, samples: int) -> dict[str, Any]:
     """One number of samples: a store is filled and scored."""
     import jax
 
-    from benchmarks.measure import process_peak
     from muscjax import pipeline, streaming
     from muscjax.streaming import Stage, Stages
     from muscjax.types import Features
@@ -170,7 +169,7 @@ def measured(given: argparse.Namespace, samples: int) -> dict[str, Any]:
         "gflops": flops / seconds / 1e9,
         "blocks": steps,
         "before": before,
-        "peak": process_peak(),
+        "peak": outputs.peak_memory(),
         "trace": {"seconds": trace.seconds, "resident": trace.resident},
         "mean_score": float(found.mean()),
     }

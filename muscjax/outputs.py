@@ -255,7 +255,7 @@ def run_record(
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    devices = jax.devices()
+    devices, peak = jax.devices(), peak_memory()
     return plain(
         {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -273,19 +273,27 @@ def run_record(
                 "seconds": round(float(compiles["seconds"]), 3),
                 "programs": int(compiles["programs"]),
             },
-            "peak_host_memory_mib": _peak_memory_mib(),
+            "peak_host_memory_mib": None if peak is None else round(peak / (1 << 20), 1),
             **details,
         }
     )
 
 
-def _peak_memory_mib() -> float | None:
+def peak_memory() -> int | None:
+    """Bytes of this process at their highest so far; None where the system does not say.
+
+    Linux' ``ru_maxrss`` is also what a parent had when it started this process; ``VmHWM`` is not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) << 10
     try:
         import resource
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1 << 10)
 
 
 def plain(obj: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +274,19 @@ def test_run_record_names_what_a_reader_needs(tmp_path):
     assert found["scans"] == 3
     assert found["peak_host_memory_mib"] > 10
     assert outputs.run_record(config.paper(), seconds={})["compile"] is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells the parent's as well")
+def test_the_peak_of_memory_is_this_process_own():
+    import subprocess
+    import sys
+
+    held = np.ones(400 << 20, np.uint8)  # what a process that starts another one may have
+    code = "from muscjax import outputs; print(outputs.peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = outputs.peak_memory()
+    assert own is not None
+    assert 10 << 20 < int(done.stdout) < len(held) <= own
 
 
 def test_no_heavy_import_before_it_is_needed():

@@ -193,6 +193,14 @@ class TestCameraFiles:
             self.decode(layouts.CAMERA | change)
         one_line(error, "camera.json", text)
 
+    @pytest.mark.parametrize("change", [{"focus": 1e200}, {"sx": 1e-300}, {"kappa": -1e299}])
+    def test_numbers_beyond_all_lenses(self, change):
+        said = {"focus": 1e10, "kappa": -2000.0, "sx": 2e-6, "sy": 4e-6}
+        said |= {"cx": 10.5, "cy": 20.5, "image_width": 40, "image_height": 30}
+        with pytest.raises(InputError) as error:
+            self.decode(said | change)
+        one_line(error, "camera.json", "found a focal length of")
+
     @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20)])
     @pytest.mark.parametrize("name", ["camera.json", "camera.yaml"])
     def test_no_camera_file(self, content, name):

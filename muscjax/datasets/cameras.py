@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def decode_camera(content: bytes, path: Path) -> Camera:
         kappa = _number(fields, "kappa", path) if "kappa" in fields else 0.0
         if min(focus, sx, sy) <= 0:
             raise InputError(f"{path}: focus, sx and sy: found {focus}, {sx}, {sy}, expected positive metres")
-        fx, fy, kappa = focus / sx, focus / sy, kappa * focus**2
+        fx, fy, kappa = focus / sx, focus / sy, kappa * focus * focus
     else:
         fx, fy, cx, cy, width, height = (_number(fields, name, path) for name in _PINHOLE)
         kappa = 0.0
+    if not all(map(math.isfinite, (fx, fy, kappa))):
+        raise InputError(f"{path}: found a focal length of {fx:g}×{fy:g} pixels, distortion {kappa:g}")
     if min(fx, fy) <= 0:
         raise InputError(f"{path}: fx and fy: found {fx} and {fy}, expected positive pixels")
     for name, value in (("width", width), ("height", height)):
