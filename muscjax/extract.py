@@ -210,11 +210,11 @@ def _check_numbers(name: str, *arrays: Any) -> None:
 def _check_picture(name: str, image: Any) -> None:
     """A picture of another range would be believed too: 16 bits, or floats up to 255.
 
-    Floats may be normalised already, for a backbone that wants that.
+    Floats may be normalised already, and have other channels, for a backbone that wants that.
     """
     image = np.asarray(image)
     kind, shape = image.dtype, image.shape
-    if len(shape) != 3 or shape[2] != 3 or not (kind == np.uint8 or kind.kind == "f"):
+    if len(shape) != 3 or not (kind == np.uint8 or kind.kind == "f"):
         raise InputError(f"{name}: found {shape} {kind}, expected (H, W, 3) uint8, or floats in [0, 1]")
     _check_numbers(name, image)
     highest = np.abs(image).max(initial=0)
