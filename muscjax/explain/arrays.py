@@ -191,7 +191,7 @@ def _scan_score(config: Config, sample: int, peak: tuple[int, int], detection: D
         leaf[sample, :n] for leaf in neighbours(patches, config)
     )  # beyond n there is only padding
     return ScanScore(
-        rank=int(np.sum(pred > pred[sample])) + 1,
+        rank=int(np.sum(pred > pred[sample]) + np.sum(pred[:sample] == pred[sample])) + 1,
         map_max=float(highest[sample]),
         peak_yx=peak,
         base=float(base[sample]),

@@ -70,7 +70,7 @@ class Contributions:
 class ScanScore:
     """The scan's own score: the map's maximum, brought to 0...1 over the set, then mixed by RsCon."""
 
-    rank: int  # by ``pred_score``, 1 is the most anomalous
+    rank: int  # by ``pred_score``, 1 is the most anomalous; ties as in scores.csv
     map_max: float
     peak_yx: tuple[int, int]  # of the map, in the original image
     base: float  # what RsCon begins with: ``map_max``, normalised where the configuration says so
