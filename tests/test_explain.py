@@ -144,6 +144,13 @@ def test_the_matched_patch_has_the_distance_that_is_shown():
         assert abs(np.linalg.norm(image[0, 0, 0] - image[0, j, row]) - distance) < 1e-5
 
 
+def test_ranks_of_equal_scores_are_those_of_the_table(case):
+    settings, found, detection = case
+    equal = dataclasses.replace(detection, pred_score=np.zeros_like(np.asarray(detection.pred_score)))
+    ranks = [explain(found, settings, i, (20, 11), detection=equal).scan.rank for i in (0, 2)]
+    assert ranks == [1, 3]
+
+
 def test_distances_and_nearest_patches_by_brute_force(case):
     settings, found, detection = case
     told = explain(found, settings, 2, (20, 11), detection=detection)
