@@ -166,10 +166,9 @@ class Bench:
         wanted = ("image", "points") if kind == "both" else (kind,)
         sides = [self.side(config, kind, used, changed) for used in wanted]
         loaded = sides[0][1]
-        cells = "bricks" if loaded.network.overlap == "quincunx" else config.maps.cells
-        drawn = dataclasses.replace(config.maps, cells=cells)
         working = sides[-1][1].input  # of the points, where tiles have other pictures
-        settings = dataclasses.replace(config, input=working, network=loaded.network, maps=drawn)
+        settings = dataclasses.replace(config, input=working, network=loaded.network)
+        settings = overlap.resolved(settings, wanted)  # its cells
         image = sides[0][0].features.image if kind != "points" else None
         if changed.tokens is not None and image is not None:
             image = changed.tokens(np.asarray(image))

@@ -23,23 +23,12 @@ from muscjax import colormap, datasets, inputs, runtime
 from muscjax import config as configs
 from muscjax.console import watch
 from muscjax.datasets import synthetic
+from muscjax.preprocess import window
 from muscjax.requests import Request
 
 _TILE = 300  # pixels of a tile's side
 _GAP = 6  # of white around it
-_MARGIN = 0.06  # around the object, a share of the picture's side
-
-
-def window(inside: np.ndarray) -> tuple[slice, slice]:
-    """A square around all objects: (N, H, W) bool."""
-    rows, columns = (np.flatnonzero(inside.any(axis=(0, axis))) for axis in (2, 1))
-    size = inside.shape[1:]
-    side = min(max(np.ptp(rows), np.ptp(columns)) + 1 + round(2 * _MARGIN * min(size)), *size)
-    first = [
-        int(np.clip((found[0] + found[-1] + 1 - side) // 2, 0, length - side))
-        for found, length in zip((rows, columns), size, strict=True)
-    ]
-    return slice(first[0], first[0] + side), slice(first[1], first[1] + side)
+_MARGIN = 0.16  # to spare around all objects, a share of their widest side
 
 
 def main() -> None:
@@ -63,6 +52,9 @@ def main() -> None:
         truth, maps = truth_of(scans), [bench.run(configs.preset(name), "both").maps for name in PRESETS]
         limits = [colormap.heat_limits(found) for found in maps]
         defects = [scan.defect for scan in scans]
+        around_all = window.extent(np.any(truth.inside, axis=0))
+        crop = window.window(around_all, window.common_side([around_all], _MARGIN), truth.inside[0].shape)
+        top, left, height, width = crop or (0, 0, *truth.inside[0].shape)
         rows = []
         for number in (defects.index(name) for name in options.defects):
             photograph = scans[number].image
@@ -75,11 +67,9 @@ def main() -> None:
                 colormap.overlay(rgb, found[number], limits=low_high)
                 for found, low_high in zip(maps, limits, strict=True)
             ]
-            cut = window(np.stack(truth.inside))
+            cut = [tile[top : top + height, left : left + width] for tile in (outlined, *heat)]
             around = ((_GAP, _GAP), (_GAP, _GAP), (0, 0))
-            tiles = [
-                np.asarray(Image.fromarray(tile[cut]).resize((_TILE, _TILE))) for tile in (outlined, *heat)
-            ]
+            tiles = [np.asarray(Image.fromarray(tile).resize((_TILE, _TILE))) for tile in cut]
             rows.append(np.hstack([np.pad(tile, around, constant_values=255) for tile in tiles]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.vstack(rows)).save(options.out, quality=88)
